@@ -1,0 +1,1 @@
+"""Private servers, described as data, and the load that drives them."""

@@ -1,0 +1,71 @@
+"""The command line: finds a command's module in `commands/` when it is called, so that each loads only its own.
+
+Errors that reqpath raises on purpose end the program with one message and exit code 2; a broken pipe is no
+error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+import reqpath
+from reqpath.errors import ReqPathError
+
+#: Command, and what its module in `commands/` is for. The module's `command` is a `click.Command`.
+COMMANDS = {
+    "demo": "Start nginx, uWSGI and a database, drive traffic, show where its time went.",
+    "report": "Show where the time of the recorded requests went.",
+    "trace": "Show one request as a waterfall.",
+    "collect": "Take nginx's log lines into the spool.",
+    "config": "Print the lines to include in nginx's and uWSGI's configuration.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"reqpath.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Without importing any of them.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(reqpath.__version__, prog_name="reqpath")
+def group() -> None:
+    """Where did the time of this request go?
+
+    \b
+    Example:
+      reqpath demo              a first look, on private servers
+      reqpath report            your app's requests, once `ReqPath(app)` is in it
+    """
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        group()
+    except ReqPathError as error:
+        click.echo(f"reqpath: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader, `head` say, has what it wanted; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

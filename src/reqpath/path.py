@@ -1,0 +1,78 @@
+"""A request path: everything that is known about one request, joined.
+
+`collect.join` builds them from a spool's records; `analyse` and `render` read them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
+from reqpath.tiers import Timing, measure
+
+
+class RequestPath:
+    """One request: the worker's record, nginx's line, or both.
+
+    `retried` holds the records of earlier attempts at the same request, which nginx took to another worker.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerRecord | None,
+        info: WriterInfo | None,
+        nginx: NginxRecord | None,
+        retried: tuple[WorkerRecord, ...] = (),
+    ) -> None:
+        self.worker = worker
+        #: Of the worker's process; None when there is no worker record.
+        self.info = info
+        self.nginx = nginx
+        self.retried = retried
+
+    @cached_property
+    def timing(self) -> Timing:
+        """The time of this request, split into `tiers.SEGMENTS`."""
+        return measure(self.worker, self.nginx)
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits."""
+        return self.worker.trace_id if self.worker else self._line.trace_id
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.worker.method if self.worker else self._line.method
+
+    @property
+    def url_path(self) -> str:
+        """The path without query string."""
+        return self.worker.path if self.worker else self._line.path
+
+    @property
+    def route(self) -> str:
+        """Method and route, `GET /items/<int:id>`; `GET (no route)` where no rule matched.
+
+        Never the path itself: an unbounded number of paths must not become an unbounded number of routes.
+        """
+        if self.worker is None:
+            return (
+                f"{self._line.method or '-'} (nginx alone)"
+                if not self._line.attempts
+                else (f"{self._line.method or '-'} (no worker record)")
+            )
+        return f"{self.worker.method} {self.worker.route or '(no route)'}"
+
+    @property
+    def status(self) -> int | None:
+        """What the client got, when nginx's line is there; else what the app answered."""
+        if self.nginx is not None and self.nginx.status is not None:
+            return self.nginx.status
+        return self.worker.status if self.worker else None
+
+    @property
+    def _line(self) -> NginxRecord:
+        if self.nginx is None:
+            raise ValueError("a path needs a worker's record or nginx's line")
+        return self.nginx

@@ -1,0 +1,155 @@
+"""Flask's own stamps: where its framework begins and ends, the view, the route, the unhandled exception.
+
+The hooks are the app's methods that Flask calls on every request, replaced on the one app; they call the
+originals with the same arguments and change no result.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from reqpath.errors import ConfigurationError
+from reqpath.settings import Settings
+from reqpath.worker import jinja
+from reqpath.worker.guard import note_fault
+from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, TEMPLATE, VIEW, RequestRecorder, current
+from reqpath.worker.wsgi import RequestMiddleware
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+_logger = logging.getLogger("reqpath")
+_EXTENSION = "reqpath"
+
+
+class ReqPath:
+    """Records where the time of a Flask app's requests goes.
+
+    Example::
+
+        app = Flask(__name__)
+        ReqPath(app)
+
+    or, with an app factory, `reqpath = ReqPath()` and later `reqpath.init_app(app)`.
+    """
+
+    def __init__(self, app: Flask | None = None, **arguments: Any) -> None:
+        """`arguments` are those of `reqpath.settings.Settings`.
+
+        Raises: ConfigurationError for a wrong argument.
+        """
+        Settings(**_checked(arguments))
+        self._arguments = arguments
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Put the hooks into `app`; a second time does nothing."""
+        if _EXTENSION in app.extensions:
+            return
+        try:
+            settings = Settings.from_environment(**self._arguments)
+        except ConfigurationError as error:
+            # A slip in the environment must not keep the app from starting.
+            _logger.error("reqpath: %s; ignoring all REQPATH_* variables", error)
+            settings = Settings.from_environment({}, **self._arguments)
+        if not settings.service_name:
+            settings = _with_service_name(settings, app.name)
+        if not settings.enabled:
+            return
+        middleware = RequestMiddleware(app.wsgi_app, settings, flask=True)
+        app.extensions[_EXTENSION] = middleware
+        app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to add a middleware
+        self._hook(app)
+        if jinja.install():
+            middleware.know_segments("flask.template")
+        from reqpath.worker import pymysql  # noqa: PLC0415 - loads the driver only in an app
+
+        if pymysql.install(settings):
+            middleware.know_segments("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit")
+
+    def _hook(self, app: Flask) -> None:
+        from flask import got_request_exception, request  # noqa: PLC0415 - importing reqpath loads no Flask
+
+        # Flask may grow arguments (3.2 passes the context along), so all of them are handed on.
+        request_context = app.request_context
+        dispatch_request = app.dispatch_request
+        update_template_context = app.update_template_context
+        do_teardown_appcontext = app.do_teardown_appcontext
+
+        def hooked_request_context(environ: Any, *args: Any, **kwargs: Any) -> Any:
+            recorder = current.get()
+            if recorder is not None and environ.get("reqpath.recorder") is recorder:
+                recorder.record.flask_start_offset_ns = recorder.offset_ns()
+                _know_flask(recorder)
+                recorder.switch(FRAMEWORK)
+            return request_context(environ, *args, **kwargs)
+
+        def hooked_dispatch_request(*args: Any, **kwargs: Any) -> Any:
+            recorder = current.get()
+            if recorder is None or recorder.segment != FRAMEWORK:
+                return dispatch_request(*args, **kwargs)
+            record = recorder.record
+            try:
+                if (rule := request.url_rule) is not None:
+                    record.route = rule.rule
+            except Exception:
+                note_fault("reading the route")
+            previous = recorder.switch(VIEW)
+            record.view_start_offset_ns = recorder.last_ns - recorder.base_ns
+            try:
+                return dispatch_request(*args, **kwargs)
+            finally:
+                recorder.switch(previous)
+                record.view_end_offset_ns = recorder.last_ns - recorder.base_ns
+
+        def hooked_update_template_context(*args: Any, **kwargs: Any) -> None:
+            recorder = current.get()
+            if recorder is None or not recorder.is_own_thread():
+                return update_template_context(*args, **kwargs)
+            previous = recorder.switch(TEMPLATE)
+            try:
+                return update_template_context(*args, **kwargs)
+            finally:
+                recorder.switch(previous)
+
+        def hooked_do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+            try:
+                return do_teardown_appcontext(*args, **kwargs)
+            finally:
+                recorder = current.get()
+                if recorder is not None and recorder.segment == FRAMEWORK and recorder.is_own_thread():
+                    recorder.switch(MIDDLEWARE)
+
+        def note_exception(_sender: Any, exception: BaseException, **_extra: Any) -> None:
+            recorder = current.get()
+            if recorder is not None:
+                recorder.fail(exception)
+
+        app.request_context = hooked_request_context  # type: ignore[method-assign]
+        app.dispatch_request = hooked_dispatch_request  # type: ignore[method-assign]
+        app.update_template_context = hooked_update_template_context  # type: ignore[method-assign]
+        app.do_teardown_appcontext = hooked_do_teardown_appcontext  # type: ignore[method-assign]
+        # Flask's signals hold their receivers weakly unless told otherwise.
+        got_request_exception.connect(note_exception, app, weak=False)
+
+
+def _know_flask(recorder: RequestRecorder) -> None:
+    """Make Flask's segments known to a record that a plain middleware outside began."""
+    exclusive_ns: list[int | None] = recorder.record.exclusive_ns
+    for segment in (MIDDLEWARE, FRAMEWORK, VIEW, TEMPLATE):
+        if exclusive_ns[segment] is None:
+            exclusive_ns[segment] = 0
+
+
+def _with_service_name(settings: Settings, name: str) -> Settings:
+    from dataclasses import replace  # noqa: PLC0415
+
+    return replace(settings, service_name=name)
+
+
+def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Check the names of the arguments. Raises: ConfigurationError."""
+    Settings.from_environment({}, **arguments)
+    return arguments

@@ -1,0 +1,142 @@
+"""The recorder of one request: it is at each instant in exactly one segment.
+
+A hook moves it with `switch`, which gives the time since the last move to the segment that was current, and
+moves it back when done. So a request's segments add up to its time in the worker by construction, however
+hooks nest::
+
+    previous = recorder.switch(QUERY)
+    ...                                # the driver waits
+    recorder.switch(previous)
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
+
+from reqpath.record import AttributeValue, Operation, SpanEvent, WorkerRecord
+from reqpath.tiers import WORKER_SEGMENTS
+
+MIDDLEWARE: Final = WORKER_SEGMENTS.index("flask.middleware")
+FRAMEWORK: Final = WORKER_SEGMENTS.index("flask.framework")
+VIEW: Final = WORKER_SEGMENTS.index("flask.view")
+TEMPLATE: Final = WORKER_SEGMENTS.index("flask.template")
+APP: Final = WORKER_SEGMENTS.index("wsgi.app")
+CONNECT: Final = WORKER_SEGMENTS.index("mysql.connect")
+QUERY: Final = WORKER_SEGMENTS.index("mysql.query")
+FETCH: Final = WORKER_SEGMENTS.index("mysql.fetch")
+COMMIT: Final = WORKER_SEGMENTS.index("mysql.commit")
+SEND: Final = WORKER_SEGMENTS.index("uwsgi.send")
+
+#: Bounds of what an app can put on the current span, after OpenTelemetry's default limits.
+MAX_ATTRIBUTES: Final = 128
+MAX_EVENTS: Final = 128
+MAX_TEXT: Final = 4096
+
+
+class RequestRecorder:
+    """One request, from `app_start` to `closed`."""
+
+    __slots__ = (
+        "__weakref__",
+        "base_ns",
+        "cpu_start_ns",
+        "exclusive_ns",
+        "finished",
+        "last_ns",
+        "max_operations",
+        "monotonic_ns",
+        "owner",
+        "record",
+        "run_queue_start_ns",
+        "segment",
+    )
+
+    def __init__(
+        self,
+        record: WorkerRecord,
+        segment: int,
+        base_ns: int,
+        monotonic_ns: Callable[[], int],
+        max_operations: int,
+    ) -> None:
+        """`base_ns` is the monotonic instant of `record.app_start_ns`."""
+        self.record = record
+        self.exclusive_ns: list[int] = record.exclusive_ns  # type: ignore[assignment]  # hooks switch only to known ones
+        self.segment = segment
+        self.base_ns = base_ns
+        self.last_ns = base_ns
+        self.monotonic_ns = monotonic_ns
+        self.max_operations = max_operations
+        # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
+        self.owner = threading.get_ident()
+        self.finished = False
+        #: The lens at `app_start`; None where it can't be had.
+        self.cpu_start_ns: int | None = None
+        self.run_queue_start_ns: int | None = None
+
+    def switch(self, segment: int) -> int:
+        """Close the current segment, enter `segment`, return the one that was current.
+
+        `last_ns` is then the instant of the switch. Only the request's own thread may switch; see `is_own_thread`.
+        """
+        now_ns = self.monotonic_ns()
+        previous = self.segment
+        self.exclusive_ns[previous] += now_ns - self.last_ns
+        self.last_ns = now_ns
+        self.segment = segment
+        return previous
+
+    def is_own_thread(self) -> bool:
+        """Tell whether the caller runs on the request's thread (or greenlet), so that its time is the request's."""
+        return threading.get_ident() == self.owner
+
+    def offset_ns(self) -> int:
+        """Return the time since `app_start`."""
+        return self.monotonic_ns() - self.base_ns
+
+    def add_operation(self, operation: Operation) -> None:
+        """Keep a database operation, up to the bound."""
+        record = self.record
+        if len(record.operations) < self.max_operations:
+            record.operations.append(operation)
+        else:
+            record.dropped_operations += 1
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Keep an attribute that the app set, up to the bound."""
+        attributes = self.record.attributes
+        if key in attributes or len(attributes) < MAX_ATTRIBUTES:
+            attributes[key] = value
+
+    def add_event(self, event: SpanEvent) -> None:
+        """Keep an event that the app added, up to the bound."""
+        if len(self.record.events) < MAX_EVENTS:
+            self.record.events.append(event)
+
+    def fail(self, error: BaseException) -> None:
+        """Note the exception that left the app."""
+        if self.record.exception is None:
+            self.record.exception = describe_exception(error)
+
+
+def describe_exception(error: BaseException) -> tuple[str, str, str]:
+    """Return type, message and stack, bounded; an exception whose `str` fails is still described."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = str(error)
+    except Exception as unprintable:
+        message = f"<str() raised {type(unprintable).__name__}>"
+    try:
+        stack = "".join(traceback.format_exception(error))
+    except Exception:
+        stack = ""
+    return name, message[:MAX_TEXT], stack[-4 * MAX_TEXT :]
+
+
+#: The request that the running code belongs to; None between requests and while the server sends.
+current: ContextVar[RequestRecorder | None] = ContextVar("reqpath_current", default=None)

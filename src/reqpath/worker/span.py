@@ -1,0 +1,148 @@
+"""The request's span in OpenTelemetry's context, kept in the record instead of in an SDK.
+
+What the app sets on the current span arrives in the request's record; spans that the app's own SDK starts
+become its children.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
+
+from reqpath.record import AttributeValue, SpanEvent
+from reqpath.worker.guard import note_fault
+from reqpath.worker.recorder import MAX_TEXT, RequestRecorder
+
+
+class RequestSpan(Span):
+    """OpenTelemetry's view of a recorder. Raises nothing, whatever it is given."""
+
+    __slots__ = ("_context", "_recorder")
+
+    def __init__(self, recorder: RequestRecorder) -> None:
+        self._recorder = recorder
+        self._context: SpanContext | None = None
+
+    def get_span_context(self) -> SpanContext:
+        """Return the ids under which this request is recorded."""
+        context = self._context
+        if context is None:
+            record = self._recorder.record
+            # Made when asked for: most requests of most apps never do.
+            context = self._context = SpanContext(
+                int(record.trace_id, 16),
+                int(record.span_id, 16),
+                is_remote=False,
+                trace_flags=TraceFlags(TraceFlags.SAMPLED if record.sampled else TraceFlags.DEFAULT),
+            )
+        return context
+
+    def is_recording(self) -> bool:
+        """Return True until the request is over."""
+        return not self._recorder.finished
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Keep an attribute."""
+        try:
+            clean = clean_attribute(value)
+            if clean is not None and isinstance(key, str) and key and self.is_recording():
+                self._recorder.set_attribute(key, clean)
+        except Exception:
+            note_fault("span.set_attribute")
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Keep several attributes."""
+        try:
+            for key, value in attributes.items():
+                self.set_attribute(key, value)
+        except Exception:
+            note_fault("span.set_attributes")
+
+    def add_event(
+        self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None
+    ) -> None:
+        """Keep an event; `timestamp` is ns since the epoch."""
+        try:
+            if not self.is_recording():
+                return
+            recorder = self._recorder
+            time_ns = recorder.offset_ns() if timestamp is None else timestamp - recorder.record.app_start_ns
+            clean = {
+                str(key): value
+                for key, raw in (attributes or {}).items()
+                if (value := clean_attribute(raw)) is not None
+            }
+            recorder.add_event(SpanEvent(str(name), time_ns, clean))
+        except Exception:
+            note_fault("span.add_event")
+
+    def update_name(self, name: str) -> None:
+        """Keep the name that the app gives to the span."""
+        if self.is_recording():
+            self._recorder.record.span_name = str(name)[:MAX_TEXT]
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        """Keep the status; OK is final, and unset changes nothing, as the SDK does it."""
+        try:
+            if not self.is_recording():
+                return
+            if isinstance(status, Status):
+                code, description = status.status_code, status.description
+            else:
+                code = status
+            held = self._recorder.record.span_status
+            if code is not StatusCode.UNSET and (held is None or held[0] != "OK"):
+                self._recorder.record.span_status = (code.name, description)
+        except Exception:
+            note_fault("span.set_status")
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Mapping[str, Any] | None = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        """Keep an exception as an event, in OpenTelemetry's form.
+
+        Source: https://opentelemetry.io/docs/specs/semconv/exceptions/exceptions-spans/
+        """
+        try:
+            kind = type(exception)
+            facts: dict[str, Any] = {
+                "exception.type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
+                "exception.message": str(exception),
+                "exception.stacktrace": "".join(traceback.format_exception(exception)),
+                "exception.escaped": str(escaped),
+            }
+            self.add_event("exception", {**facts, **(attributes or {})}, timestamp)
+        except Exception:
+            note_fault("span.record_exception")
+
+    def end(self, end_time: int | None = None) -> None:
+        """Do nothing: the request ends when its body is closed, whoever calls this."""
+
+
+def clean_attribute(value: Any) -> AttributeValue | None:
+    """Return what the record can hold of an attribute's value; None for what OpenTelemetry would refuse.
+
+    Source: https://opentelemetry.io/docs/specs/otel/common/#attribute
+    """
+    if isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int):
+        # msgpack ends at 64 bits, and so does OTLP.
+        return value if -(1 << 63) <= value < 1 << 63 else str(value)
+    if isinstance(value, str):
+        return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")[:MAX_TEXT]
+    if isinstance(value, Sequence):
+        items = [clean_attribute(item) for item in value[:128]]
+        kept = [item for item in items if isinstance(item, (str, bool, int, float))]
+        if len(kept) == len(items) and len({type(item) for item in kept}) <= 1:
+            return kept
+    return None

@@ -1,0 +1,121 @@
+"""Reads the stamps that nginx and uWSGI left in the WSGI environ.
+
+By the uwsgi protocol they are params without the `HTTP_` prefix, which no client can forge::
+
+    REQPATH_START        1732371000.123456    or  1732371000.125-0.002  ($msec-$request_time)
+    REQPATH_PASS         1732371000.123498    or  1732371000.125
+    REQPATH_TRACEPARENT  00-<32 hex>-<16 hex>-01
+    REQPATH_ACCEPT       1732371000123601     µs, from uWSGI's route
+    REQPATH_PARSED       1732371000123633     µs, from uWSGI's route
+
+Behind a plain HTTP proxy they are headers, and believed only where the settings say that a proxy sets them.
+Source of the header's forms: Heroku's router, Apache's mod_headers (`%t`, `%D`), HAProxy and nginx
+documentation, and Render's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: No request starts before the year 2000.
+_EARLIEST_NS: Final = 946_684_800 * 1_000_000_000
+#: Longer than any request.
+_MAX_AGE_NS: Final = 24 * 3600 * 1_000_000_000
+#: Clocks of two hosts may differ a little; `tiers.measure` says what to make of it. More is not believed.
+_MAX_FUTURE_NS: Final = 5 * 1_000_000_000
+
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_DIGITS: Final = re.compile(r"\d{1,19}", re.ASCII)
+_DECIMAL: Final = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
+
+
+def is_plausible(stamp_ns: int, now_ns: int) -> bool:
+    """Tell whether a stamp can belong to a request that is being served now."""
+    return _EARLIEST_NS <= stamp_ns <= now_ns + _MAX_FUTURE_NS and stamp_ns >= now_ns - _MAX_AGE_NS
+
+
+def parse_seconds(text: str) -> tuple[int, int] | None:
+    """Parse seconds with a fraction into (ns, resolution in ns); None for anything else.
+
+    >>> parse_seconds("1732371000.125")
+    (1732371000125000000, 1000000)
+    """
+    match = _DECIMAL.fullmatch(text)
+    if match is None:
+        return None
+    whole, fraction = match.group(1), match.group(2) or ""
+    return int(whole + fraction.ljust(9, "0")), int(10 ** (9 - len(fraction)))
+
+
+def parse_nginx_stamp(text: str) -> tuple[int, int] | None:
+    """Parse `REQPATH_START` or `REQPATH_PASS` into (ns, resolution in ns); None for anything else.
+
+    `a-b` is `$msec-$request_time`: an instant and how long ago the request began.
+    """
+    instant_text, dash, ago_text = text.partition("-")
+    instant = parse_seconds(instant_text)
+    if instant is None or not dash:
+        return instant
+    ago = parse_seconds(ago_text)
+    return None if ago is None else (instant[0] - ago[0], max(instant[1], ago[1]))
+
+
+def parse_microseconds(text: str) -> int | None:
+    """Parse uWSGI's µs since the epoch into ns; None for anything else."""
+    return int(text) * 1_000 if _DIGITS.fullmatch(text) else None
+
+
+def parse_traceparent(text: str) -> tuple[str, str, bool] | None:
+    """Parse a W3C `traceparent` into (trace id, parent id, sampled); None when it is not valid.
+
+    Source: https://www.w3.org/TR/trace-context/#traceparent-header
+    """
+    match = _TRACEPARENT.fullmatch(text)
+    if match is None:
+        return None
+    version, trace_id, parent_id, flags, more = match.groups()
+    if version == "ff" or (version == "00" and more is not None):
+        return None
+    if trace_id == "0" * 32 or parent_id == "0" * 16:
+        return None
+    return trace_id, parent_id, bool(int(flags, 16) & 1)
+
+
+def parse_request_start(text: str) -> tuple[int | None, int, int] | None:
+    """Parse `X-Request-Start` or `X-Queue-Start` into (start, pass, resolution), all ns; None when it is garbage.
+
+    The unit is told by the magnitude: seconds with a fraction or without, 13 digits of ms, 16 of µs, 19 of ns.
+    `D=` is how long the proxy had the request: µs counted on from `t` by Apache, seconds counted back from
+    `t` by nginx (`t=$msec D=$request_time`). Without it the header tells only when the proxy passed it on.
+    """
+    words = text.partition(",")[0].split()
+    if not words:
+        return None
+    stamp_text = words[0].removeprefix("t=")
+    duration_text = next((word[2:] for word in words[1:] if word.startswith("D=")), None)
+    stamp = _parse_any_unit(stamp_text)
+    if stamp is None:
+        return None
+    instant_ns, resolution_ns = stamp
+    if duration_text is None:
+        return None, instant_ns, resolution_ns
+    if "." in duration_text:
+        duration = parse_seconds(duration_text)
+        if duration is None:
+            return None
+        return instant_ns - duration[0], instant_ns, max(resolution_ns, duration[1])
+    if not _DIGITS.fullmatch(duration_text):
+        return None
+    return instant_ns, instant_ns + int(duration_text) * 1_000, resolution_ns
+
+
+def _parse_any_unit(text: str) -> tuple[int, int] | None:
+    if "." in text:
+        return parse_seconds(text)
+    if not _DIGITS.fullmatch(text):
+        return None
+    for digits, unit_ns in ((10, 1_000_000_000), (13, 1_000_000), (16, 1_000), (19, 1)):
+        if len(text) == digits:
+            return int(text) * unit_ns, unit_ns
+    return None

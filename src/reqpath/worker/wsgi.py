@@ -1,0 +1,474 @@
+"""The WSGI middleware: begins a record when the application is called, and appends it when the body is closed.
+
+The layer below is the server's WSGI interface (PEP 3333); the layer above gets `RequestRecorder` as the
+current one. The response, its iteration, `write` and all exceptions pass through unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import Token
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry.trace import set_span_in_context
+
+import reqpath
+from reqpath.clock import SYSTEM, Clock
+from reqpath.record import FORMAT_VERSION, WorkerRecord, WriterInfo, encode
+from reqpath.settings import Settings
+from reqpath.spool import SpoolWriter
+from reqpath.tiers import WORKER_SEGMENTS
+from reqpath.worker import recorder as segments
+from reqpath.worker.guard import note_fault, note_problem
+from reqpath.worker.lens import RunQueueClock
+from reqpath.worker.recorder import RequestRecorder, current
+from reqpath.worker.span import RequestSpan
+from reqpath.worker.stamps import (
+    is_plausible,
+    parse_microseconds,
+    parse_nginx_stamp,
+    parse_request_start,
+    parse_traceparent,
+)
+from reqpath.worker.uwsgi import ServerFacts, on_postfork, read_facts, read_transport, uwsgi_module
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+#: Where the request's recorder is in the WSGI environ.
+ENVIRON_KEY: Final = "reqpath.recorder"
+_MAX_PATH: Final = 1024
+
+
+class RequestMiddleware:
+    """Records each request of a WSGI application.
+
+    Example::
+
+        application = RequestMiddleware(application, service_name="shop")
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        settings: Settings | None = None,
+        *,
+        clock: Clock = SYSTEM,
+        flask: bool = False,
+        **arguments: Any,
+    ) -> None:
+        """`arguments` are those of `Settings`; `flask` says that Flask's hooks will split the time further.
+
+        Raises: ConfigurationError for a wrong argument.
+        """
+        self.app = app
+        self.settings = settings or Settings.from_environment(**arguments)
+        self._clock = clock
+        self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
+        self._body_segment = segments.VIEW if flask else segments.APP
+        self._blank: list[int | None] = [
+            None if name.startswith(("mysql.", "wsgi." if flask else "flask.")) else 0
+            for name in WORKER_SEGMENTS
+        ]
+        self._facts = ServerFacts()
+        self._facts_pid = 0
+        self._run_queue: RunQueueClock | None = None
+        self._writer = SpoolWriter(
+            self.settings.spool_directory,
+            self._build_info,
+            max_bytes=self.settings.spool_max_bytes,
+            report=note_problem,
+        )
+        self._uwsgi = uwsgi_module()
+        self._sendfile = _SendfileEnd(self._uwsgi)
+        if self._uwsgi is not None:
+            on_postfork(self._learn_process)
+
+    def know_segments(self, *names: str) -> None:
+        """Say that hooks measure these segments, so that a request without any of them has 0, not unknown."""
+        for name in names:
+            self._blank[WORKER_SEGMENTS.index(name)] = 0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the application as the server would, and record the request."""
+        if ENVIRON_KEY in environ or not self.settings.enabled:
+            return self.app(environ, start_response)
+        try:
+            recorder = self._begin(environ)
+        except Exception:
+            note_fault("the start of a request")
+            return self.app(environ, start_response)
+        step = _Step(recorder)
+        try:
+            result = self.app(environ, _watch_start(recorder, start_response))
+        except BaseException as error:
+            recorder.fail(error)
+            step.leave(segments.SEND)
+            self.finish(recorder, closed=True)
+            raise
+        step.leave(segments.SEND)
+        try:
+            return self._watch_body(recorder, environ, result, step)
+        except Exception:
+            note_fault("the response")
+            return result
+
+    def finish(self, recorder: RequestRecorder, *, closed: bool) -> None:
+        """Append the record, once; `closed` says that this instant is the body's end."""
+        if recorder.finished:
+            return
+        recorder.finished = True
+        try:
+            recorder.switch(recorder.segment)
+            record = recorder.record
+            if closed:
+                record.closed_offset_ns = recorder.last_ns - recorder.base_ns
+            if recorder.cpu_start_ns is not None and recorder.is_own_thread():
+                record.cpu_ns = self._clock.thread_cpu_ns() - recorder.cpu_start_ns
+                if recorder.run_queue_start_ns is not None and self._run_queue is not None:
+                    run_queue_ns = self._run_queue.read_ns()
+                    if run_queue_ns is not None:
+                        record.run_queue_ns = run_queue_ns - recorder.run_queue_start_ns
+            record.sequence = self._writer.next_sequence()
+            self._writer.append(_encode_safely(record))
+        except Exception:
+            note_fault("the end of a request")
+
+    def _begin(self, environ: WSGIEnvironment) -> RequestRecorder:
+        clock = self._clock
+        base_ns = clock.monotonic_ns()
+        wall_ns = clock.wall_ns()
+        if self._facts_pid != os.getpid():
+            self._learn_process()
+        facts = self._facts
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        if self.settings.query_string and environ.get("QUERY_STRING"):
+            path = f"{path}?{environ['QUERY_STRING']}"
+        if not path.isascii():
+            # PEP 3333: bytes travel as latin-1.
+            path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+        length = environ.get("CONTENT_LENGTH")
+        record = WorkerRecord(
+            "",
+            os.urandom(8).hex(),
+            "",
+            True,
+            0,
+            environ.get("REQUEST_METHOD", ""),
+            path[:_MAX_PATH],
+            None,
+            None,
+            wall_ns,
+            None,
+            self._blank.copy(),
+            core=environ.get("uwsgi.core"),
+            transport=facts.transport,
+            host=environ.get("HTTP_HOST"),
+            request_bytes=int(length) if length and length.isdecimal() else None,
+        )
+        self._read_stamps(environ, record)
+        if facts.transport is None and self._uwsgi is not None:
+            record.transport = read_transport(self._uwsgi)
+        recorder = RequestRecorder(
+            record, self._entry_segment, base_ns, clock.monotonic_ns, self.settings.max_operations
+        )
+        environ[ENVIRON_KEY] = recorder
+        if self._run_queue is not None:
+            recorder.run_queue_start_ns = self._run_queue.read_ns()
+            recorder.cpu_start_ns = clock.thread_cpu_ns()
+        return recorder
+
+    def _read_stamps(self, environ: WSGIEnvironment, record: WorkerRecord) -> None:
+        now_ns = record.app_start_ns
+        rejected = record.rejected_stamps
+        parent = None
+        trusted = self.settings.trusted_proxy
+        text = environ.get("REQPATH_TRACEPARENT") or (environ.get("HTTP_TRACEPARENT") if trusted else None)
+        if text:
+            parent = parse_traceparent(text)
+            if parent is None:
+                rejected.append("traceparent")
+        if parent is None:
+            record.trace_id = os.urandom(16).hex()
+        else:
+            record.trace_id, record.parent_id, record.sampled = parent
+
+        if text := environ.get("REQPATH_START"):
+            stamp = parse_nginx_stamp(text)
+            if stamp is not None and is_plausible(stamp[0], now_ns):
+                record.nginx_start_ns, record.nginx_resolution_ns = stamp
+            else:
+                rejected.append("nginx_start")
+        if text := environ.get("REQPATH_PASS"):
+            stamp = parse_nginx_stamp(text)
+            if stamp is not None and is_plausible(stamp[0], now_ns):
+                record.nginx_pass_ns = stamp[0]
+                record.nginx_resolution_ns = max(stamp[1], record.nginx_resolution_ns or 0)
+            else:
+                rejected.append("nginx_pass")
+        elif trusted and (text := environ.get("HTTP_X_REQUEST_START") or environ.get("HTTP_X_QUEUE_START")):
+            header = parse_request_start(text)
+            if header is not None and is_plausible(header[1], now_ns):
+                record.nginx_start_ns, record.nginx_pass_ns, record.nginx_resolution_ns = header
+            else:
+                rejected.append("nginx_pass")
+        if text := environ.get("REQPATH_ACCEPT"):
+            record.accept_ns = self._read_uwsgi_stamp("accept", text, record)
+        if text := environ.get("REQPATH_PARSED"):
+            record.parsed_ns = self._read_uwsgi_stamp("parsed", text, record)
+
+    @staticmethod
+    def _read_uwsgi_stamp(name: str, text: str, record: WorkerRecord) -> int | None:
+        stamp_ns = parse_microseconds(text)
+        if stamp_ns is not None and is_plausible(stamp_ns, record.app_start_ns):
+            return stamp_ns
+        record.rejected_stamps.append(name)
+        return None
+
+    def _watch_body(
+        self, recorder: RequestRecorder, environ: WSGIEnvironment, result: Iterable[bytes], step: _Step
+    ) -> Iterable[bytes]:
+        wrapper = environ.get("wsgi.file_wrapper")
+        is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
+        # uWSGI sends a file by sendfile only when it gets back the very object, and takes plain bytes as a body.
+        if is_file or isinstance(result, (bytes, bytearray, memoryview, str)):
+            recorder.exclusive_ns[segments.SEND] = None  # type: ignore[call-overload]  # its end is not seen
+            if not self._sendfile.wait_for_end(lambda: self._finish_sendfile(recorder)):
+                recorder.segment = self._body_segment
+                self.finish(recorder, closed=False)
+            return result
+        if hasattr(result, "__len__"):
+            return _SizedBody(self, recorder, result, step, self._body_segment)
+        return _Body(self, recorder, result, step, self._body_segment)
+
+    def _finish_sendfile(self, recorder: RequestRecorder) -> None:
+        recorder.exclusive_ns[segments.SEND] = 0
+        recorder.segment = segments.SEND
+        self.finish(recorder, closed=True)
+
+    def _learn_process(self) -> None:
+        """Learn what this process is; called after the fork, and wherever that was missed."""
+        try:
+            self._facts = read_facts(self._uwsgi)
+            self._run_queue = None if self._facts.concurrency == "greenlets" else RunQueueClock()
+        except Exception:
+            note_fault("reading uWSGI's facts")
+        self._facts_pid = os.getpid()
+
+    def _build_info(self, writer_id: str) -> WriterInfo:
+        facts = self._facts
+        return WriterInfo(
+            FORMAT_VERSION,
+            writer_id,
+            "worker",
+            self.settings.service_name or "app",
+            socket.gethostname(),
+            os.getpid(),
+            self._clock.wall_ns(),
+            reqpath.__version__,
+            facts.worker,
+            facts.processes,
+            facts.threads,
+            facts.concurrency,
+            facts.server,
+        )
+
+
+class _Step:
+    """The spans of time in which the application's code runs: the call, each step of the body, `close`.
+
+    In them the recorder and the request's span are current; between them the server sends, and nothing is.
+    """
+
+    __slots__ = ("_context", "_outer", "_recorder", "_token")
+
+    def __init__(self, recorder: RequestRecorder) -> None:
+        """Enter the first step."""
+        self._recorder = recorder
+        self._token: Token[Any] | None = None
+        self._outer: RequestRecorder | None = current.get()
+        current.set(recorder)
+        try:
+            self._context = set_span_in_context(RequestSpan(recorder))
+            self._token = otel_context.attach(self._context)
+        except Exception:
+            note_fault("OpenTelemetry's context")
+
+    def enter(self, segment: int) -> None:
+        """Enter a further step."""
+        self._recorder.switch(segment)
+        self._outer = current.get()
+        current.set(self._recorder)
+        if self._token is None:
+            return
+        try:
+            self._token = otel_context.attach(self._context)
+        except Exception:
+            note_fault("OpenTelemetry's context")
+
+    def leave(self, segment: int) -> None:
+        """Leave the step for the server's `segment`."""
+        if self._token is not None:
+            # Logs instead of raising when the app has left a context of its own attached.
+            otel_context.detach(self._token)
+        current.set(self._outer)
+        self._recorder.switch(segment)
+
+
+class _Body:
+    """The response's iterable, with the time of each step, and of the server between the steps."""
+
+    __slots__ = ("_finish", "_iterable", "_next", "_recorder", "_segment", "_step")
+
+    def __init__(
+        self,
+        middleware: RequestMiddleware,
+        recorder: RequestRecorder,
+        iterable: Iterable[bytes],
+        step: _Step,
+        segment: int,
+    ) -> None:
+        self._finish = middleware.finish
+        self._recorder = recorder
+        self._iterable = iterable
+        self._next: Callable[[], bytes] | None = None
+        self._step = step
+        self._segment = segment
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self._step.enter(self._segment)
+        try:
+            following = self._next
+            if following is None:
+                following = self._next = iter(self._iterable).__next__
+            chunk = following()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._recorder.fail(error)
+            raise
+        finally:
+            self._step.leave(segments.SEND)
+        record = self._recorder.record
+        try:
+            record.response_bytes = (record.response_bytes or 0) + len(chunk)
+        except TypeError:
+            note_fault("a chunk without a length")
+        return chunk
+
+    def close(self) -> None:
+        """Close the application's iterable, then end the record."""
+        self._step.enter(self._segment)
+        try:
+            close = getattr(self._iterable, "close", None)
+            if close is not None:
+                close()
+        except BaseException as error:
+            self._recorder.fail(error)
+            raise
+        finally:
+            self._step.leave(segments.SEND)
+            self._finish(self._recorder, closed=True)
+
+    def __del__(self) -> None:
+        # A server that never closes the body is at fault, but its request did happen.
+        if not self._recorder.finished:
+            self._finish(self._recorder, closed=False)
+
+
+class _SizedBody(_Body):
+    """A body with a length, from which a server may derive `Content-Length`."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
+
+
+def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> StartResponse:
+    """Return a `start_response` that notes status and instant, and whose `write` counts as sending."""
+
+    def start(
+        status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        try:
+            recorder.record.response_start_offset_ns = recorder.offset_ns()
+            recorder.record.status = int(status[:3])
+        except (TypeError, ValueError):
+            note_fault("a status line")
+        if exc_info is None:
+            write = start_response(status, headers)
+        else:
+            write = start_response(status, headers, exc_info)
+
+        def timed_write(chunk: bytes, /) -> object:
+            previous = recorder.switch(segments.SEND)
+            try:
+                return write(chunk)
+            finally:
+                recorder.switch(previous)
+
+        return timed_write
+
+    return start
+
+
+class _SendfileEnd:
+    """Tells when uWSGI has sent a file by itself: by its hook after each request.
+
+    uWSGI reads `uwsgi.after_req_hook` once, after it has loaded the apps; so the hook is believed only when
+    it was seen to run. Source: uWSGI plugins/python/python_plugin.c, `uwsgi_python_init_apps`.
+    """
+
+    def __init__(self, uwsgi: Any) -> None:
+        self._runs = False
+        self._waiting: dict[int, Callable[[], None]] = {}
+        self._core: Callable[[], int] | None = None
+        if uwsgi is None:
+            return
+        previous = getattr(uwsgi, "after_req_hook", None)
+
+        def after_request() -> None:
+            self._runs = True
+            if self._waiting:
+                waiting = self._waiting.pop(segments.threading.get_ident(), None)
+                if waiting is not None:
+                    waiting()
+            if previous is not None:
+                previous()
+
+        uwsgi.after_req_hook = after_request
+
+    def wait_for_end(self, finish: Callable[[], None]) -> bool:
+        """Have `finish` called when the current request is over; False when that can't be told."""
+        if not self._runs:
+            return False
+        self._waiting[segments.threading.get_ident()] = finish
+        return True
+
+
+def _encode_safely(record: WorkerRecord) -> bytes:
+    try:
+        return encode(record)
+    except (UnicodeEncodeError, TypeError, OverflowError):
+        # Lone surrogates from undecodable bytes, or a value of a foreign type: give up what holds them.
+        record.attributes, record.events, record.span_status = {}, [], None
+        record.operations, record.dropped_operations = [], record.dropped_operations + len(record.operations)
+        if record.exception is not None:
+            kind, message, stack = (_encodable(text) for text in record.exception)
+            record.exception = kind, message, stack
+        for name in ("method", "path", "route", "host", "span_name"):
+            value = getattr(record, name)
+            if value is not None:
+                setattr(record, name, _encodable(str(value)))
+        return encode(record)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
