@@ -1,4 +1,4 @@
-"""The command line: finds a command's module in `commands/` when it is called, so that each loads only its own.
+"""The command line: finds a command's module in `commands/` when it is called, so each loads only its own.
 
 Errors that reqpath raises on purpose end the program with one message and exit code 2; a broken pipe is no
 error.
@@ -45,7 +45,7 @@ class _LazyGroup(click.Group):
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(reqpath.__version__, prog_name="reqpath")
 def group() -> None:
-    """Where did the time of this request go?
+    r"""Where did the time of this request go?
 
     \b
     Example:

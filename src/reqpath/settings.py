@@ -42,7 +42,7 @@ class Settings:
     sql: Sql = "placeholders"
     #: Keep query strings with the paths.
     query_string: bool = False
-    #: A proxy sets `X-Request-Start` and `traceparent`, so they can be believed. nginx's params need no trust.
+    #: A proxy sets `X-Request-Start` and `traceparent`, so they are believed. nginx's params need no trust.
     trusted_proxy: bool = False
     #: Operations kept per request; further ones count in the segments and in `dropped_operations`.
     max_operations: int = 500

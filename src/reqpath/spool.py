@@ -57,7 +57,7 @@ def prepare_spool(directory: str) -> None:
         found = os.lstat(directory)
     except OSError as error:
         raise SpoolError(
-            f"can't create the spool {directory}: {error.strerror}; set REQPATH_SPOOL to a directory of your own"
+            f"can't create the spool {directory}: {error.strerror}; set REQPATH_SPOOL to one of your own"
         ) from error
     if not stat.S_ISDIR(found.st_mode):
         raise SpoolError(f"the spool {directory} is not a directory; set REQPATH_SPOOL to one of your own")

@@ -2,9 +2,9 @@
 
 The one definition. Whatever draws, prints or exports a breakdown takes names, order and values from here.
 
-Two records go in (`record.WorkerRecord`, `record.NginxRecord`, either may be absent), one `Timing` comes out::
+Two records go in (`WorkerRecord`, `NginxRecord`, either may be absent), one `Timing` comes out::
 
-    nginx_start ─receive─ nginx_pass ─queue─ accept ─read─ parsed ─gil─ app_start ─(worker)─ closed ─send─ nginx_end
+    nginx_start ─receive─ nginx_pass ─queue─ accept ─read─ parsed ─gil─ app_start ─worker─ closed ─send─ end
 
 Segments are exclusive: between `app_start` and `closed` the worker's recorder is at each instant in exactly
 one of `WORKER_SEGMENTS`, and every other segment is the difference of two neighbouring stamps. So segments
@@ -187,7 +187,7 @@ class Timing(NamedTuple):
     skewed: tuple[str, ...]
     #: Stamps that are not there.
     missing: tuple[str, ...]
-    #: nginx's line ends before the worker did: the client or nginx gave up. The total runs to the worker's end.
+    #: nginx's line ends before the worker did: the client or nginx gave up. The total is to the worker's end.
     abandoned: bool
 
 

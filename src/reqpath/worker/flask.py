@@ -64,13 +64,13 @@ class ReqPath:
         self._hook(app)
         if jinja.install():
             middleware.know_segments("flask.template")
-        from reqpath.worker import pymysql  # noqa: PLC0415 - loads the driver only in an app
+        from reqpath.worker import pymysql
 
         if pymysql.install(settings):
             middleware.know_segments("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit")
 
     def _hook(self, app: Flask) -> None:
-        from flask import got_request_exception, request  # noqa: PLC0415 - importing reqpath loads no Flask
+        from flask import got_request_exception, request
 
         # Flask may grow arguments (3.2 passes the context along), so all of them are handed on.
         request_context = app.request_context
@@ -144,7 +144,7 @@ def _know_flask(recorder: RequestRecorder) -> None:
 
 
 def _with_service_name(settings: Settings, name: str) -> Settings:
-    from dataclasses import replace  # noqa: PLC0415
+    from dataclasses import replace
 
     return replace(settings, service_name=name)
 

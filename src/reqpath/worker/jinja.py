@@ -19,7 +19,7 @@ _MARK = "__reqpath__"
 def install() -> bool:
     """Hook Jinja; return whether it is hooked. A second time does nothing."""
     try:
-        from jinja2 import Environment, Template  # noqa: PLC0415 - loaded only in an app that has it
+        from jinja2 import Environment, Template
     except ImportError:
         return False
     try:

@@ -14,7 +14,8 @@ import threading
 class RunQueueClock:
     """Reads the calling thread's time in the scheduler's run queue, by one `pread` on an open descriptor.
 
-    The descriptor belongs to one thread of one process and is closed with it.
+    Each thread has a descriptor of its own, closed when the thread ends. A clock is good for one process:
+    after a fork the descriptors show the parent's threads.
     """
 
     def __init__(self) -> None:
@@ -23,33 +24,29 @@ class RunQueueClock:
     def read_ns(self) -> int | None:
         """Return the nanoseconds so far; None where the kernel does not tell."""
         try:
-            source: _Schedstat | None = getattr(self._threads, "source", None)
-            if source is None or source.pid != os.getpid():
-                source = self._threads.source = _Schedstat()
-            return source.read_ns()
+            fd: int = self._threads.fd
+        except AttributeError:
+            self._threads.schedstat = schedstat = _Schedstat()
+            fd = self._threads.fd = schedstat.fd
+        if fd < 0:
+            return None
+        try:
+            return int(os.pread(fd, 64, 0).split()[1])
         except (OSError, ValueError, IndexError):
             return None
 
 
 class _Schedstat:
-    """One thread's schedstat file."""
+    """The calling thread's schedstat file; `fd` is -1 where there is none."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.fd = -1
-        path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
         try:
+            path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            # Asked again at the next fork only: a kernel without schedstat does not grow it.
             self.fd = -1
 
-    def read_ns(self) -> int | None:
-        if self.fd < 0:
-            return None
-        return int(os.pread(self.fd, 64, 0).split()[1])
-
     def __del__(self) -> None:
-        # A forked child drops its parent's descriptor here as well: it is a copy of its own.
+        # A forked child closes its copy of its parent's descriptor.
         if self.fd >= 0:
             os.close(self.fd)

@@ -81,7 +81,7 @@ class RequestRecorder:
     def switch(self, segment: int) -> int:
         """Close the current segment, enter `segment`, return the one that was current.
 
-        `last_ns` is then the instant of the switch. Only the request's own thread may switch; see `is_own_thread`.
+        `last_ns` is then the instant of the switch. Only the request's own thread may: see `is_own_thread`.
         """
         now_ns = self.monotonic_ns()
         previous = self.segment
@@ -91,7 +91,7 @@ class RequestRecorder:
         return previous
 
     def is_own_thread(self) -> bool:
-        """Tell whether the caller runs on the request's thread (or greenlet), so that its time is the request's."""
+        """Tell whether the caller's time is the request's: it runs on its thread (or greenlet)."""
         return threading.get_ident() == self.owner
 
     def offset_ns(self) -> int:

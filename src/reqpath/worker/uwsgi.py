@@ -35,7 +35,7 @@ def uwsgi_module() -> ModuleType | None:
     module = sys.modules.get("uwsgi")
     if module is None:
         with contextlib.suppress(ImportError):
-            import uwsgi  # noqa: PLC0415
+            import uwsgi
 
             module = uwsgi
     return module
@@ -74,7 +74,7 @@ def on_postfork(function: Callable[[], None]) -> bool:
     uWSGI forks in C, so `os.register_at_fork` is not called there unless it is told to.
     """
     try:
-        import uwsgidecorators  # noqa: PLC0415 - imports only inside uWSGI
+        import uwsgidecorators
     except Exception:
         # Outside uWSGI it raises ImportError; without a master, an exception of its own.
         return False
