@@ -17,6 +17,9 @@ Sql = Literal["placeholders", "verbatim", "none"]
 
 MEGABYTE = 1 << 20
 
+#: Where nginx sends its lines and the collector awaits them; nginx-conf/reqpath-http.conf says the same.
+DEFAULT_LISTEN = "udp:127.0.0.1:5170"
+
 
 def default_spool() -> str:
     """Return this user's spool directory: `$REQPATH_SPOOL`, else one in the temporary directory."""
@@ -46,6 +49,8 @@ class Settings:
     trusted_proxy: bool = False
     #: Operations kept per request; further ones count in the segments and in `dropped_operations`.
     max_operations: int = 500
+    #: Of the collector: `udp:HOST:PORT` or `unix:PATH`.
+    listen: str = DEFAULT_LISTEN
 
     def __post_init__(self) -> None:
         if self.sql not in get_args(Sql):
