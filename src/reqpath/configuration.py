@@ -32,7 +32,7 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 _UNIX: Final = re.compile(r"unix:(.+)", re.DOTALL)
 _UDP: Final = re.compile(r"(?:udp:)?(.*):(\d{1,5})", re.ASCII | re.DOTALL)
 #: What nginx reads as part of its own syntax, or of the syslog parameters.
-_NOT_IN_NGINX: Final = re.compile(r"[\s;,{}'\"\\$#]")
+_NOT_IN_NGINX: Final = re.compile(r"[\s:;,{}'\"\\$#]")
 
 
 def data_directory(name: str) -> Path:
@@ -74,23 +74,19 @@ class Listen:
 def parse_listen(text: str) -> Listen:
     """Parse `udp:HOST:PORT` (`udp:` may be left out) or `unix:PATH`.
 
-    Raises: ConfigurationError, also for a socket path that Linux can't hold and a name in place of an address.
+    Raises: ConfigurationError, also for a socket path that Linux can't hold and for a host's name.
     """
     if match := _UNIX.fullmatch(text):
         path = match.group(1)
         if not path.startswith("/"):
-            raise ConfigurationError(
-                f"the socket path {path} is relative; nginx runs elsewhere, so name it in full"
-            )
+            raise ConfigurationError(f"the socket path {path} is relative; nginx needs it in full")
         if len(path.encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH_BYTES:
             raise ConfigurationError(
                 f"the socket path {path} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that Linux takes; "
                 "choose a shorter one, in /run say"
             )
         if _NOT_IN_NGINX.search(path):
-            raise ConfigurationError(
-                f"the socket path {path!r} holds a character that nginx can't be given there"
-            )
+            raise ConfigurationError(f"the socket path {path!r} holds what nginx can't take there; rename it")
         return Listen(path=path)
     match = _UDP.fullmatch(text)
     if match is None:
@@ -144,12 +140,8 @@ def build_nginx_files(choices: NginxChoices) -> dict[str, str]:
     """
     directory = data_directory("nginx-conf")
     files = {name: (directory / name).read_text(encoding="utf-8") for name in choices.file_names}
-    default = parse_listen(DEFAULT_LISTEN).nginx_server
-    files[HTTP] = _replace_once(
-        files[HTTP],
-        f"syslog:server={default},",
-        f"syslog:server={parse_listen(choices.listen).nginx_server},",
-    )
+    default, wanted = (parse_listen(text).nginx_server for text in (DEFAULT_LISTEN, choices.listen))
+    files[HTTP] = _replace_once(files[HTTP], f"syslog:server={default},", f"syslog:server={wanted},")
     trusted = "".join(f"    {parse_network(network)} 1;\n" for network in choices.trusted)
     files[HTTP] = _replace_once(files[HTTP], "    # 10.0.0.0/8 1;\n", trusted or "    # 10.0.0.0/8 1;\n")
     return files
@@ -204,16 +196,16 @@ def render_nginx(choices: NginxChoices, written_to: Path | None = None) -> str:
 
 
 def render_uwsgi(*, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = True) -> str:
-    """Return the lines for uWSGI's ini; `spool` empty leaves the default, `mule` False leaves the collector out.
+    """Return the lines for uWSGI's ini; an empty `spool` leaves the default, `mule` brings the collector.
 
     Raises: ConfigurationError.
     """
     parsed = parse_listen(listen)
+    command = shlex.join(["reqpath", "collect", *([spool] if spool else []), "--listen", str(parsed)])
     lines = [
         "[uwsgi]",
-        "# Stamps to a microsecond: the connection was accepted; the request is parsed, and the GIL not yet taken.",
-        "# They need a uWSGI with internal routing, that is with PCRE: `uwsgi --version` starts as usual, and its",
-        "# first lines in the log say `PCRE`. The wheel `pyuwsgi` and the distributions' have it.",
+        "# Stamps to a microsecond: when the connection was accepted, and when the request was parsed, before",
+        "# the GIL is taken. They need internal routing: a uWSGI with PCRE, as pyuwsgi and Debian's are.",
         "route-run = addvar:REQPATH_ACCEPT=${uwsgi[sor]}",
         "route-run = addvar:REQPATH_PARSED=${time[micros]}",
     ]
@@ -224,7 +216,7 @@ def render_uwsgi(*, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = 
         lines += [
             "",
             "# The collector of nginx's lines, under uWSGI's master. Or leave it out and run",
-            f"# `reqpath collect{f' {shlex.quote(spool)}' if spool else ''} --listen {parsed}` as the same user.",
+            f"# `{command}` as the same user.",
             "master = true",
             "mule = reqpath.collect.mule:main",
         ]
