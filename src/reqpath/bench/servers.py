@@ -1,0 +1,238 @@
+"""Starts a topology for real, on private ports, sockets and directories: database, uWSGI, nginx.
+
+The layer below is `process`; the configuration is `topology`'s. Example::
+
+    with start_deployment(Topology(app=SHOP)) as deployment:
+        print(deployment.url)      # http://127.0.0.1:41873
+        print(deployment.spool)    # where `reqpath report` finds its requests
+
+What is started here ends with the `with`, whatever happens, and its directory is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from reqpath import configuration
+from reqpath.bench.database import Database, start_database
+from reqpath.bench.process import Process, find_free_port, is_listening, run_to_end, start_process
+from reqpath.bench.topology import App, Includes, Placement, Topology, render_nginx, render_uwsgi
+from reqpath.errors import ServerError
+
+_START_S = 30.0
+# An ordinary user's PATH often lacks them.
+_SYSTEM_DIRECTORIES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/nginx/sbin"
+_MODULE_DIRECTORIES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/nginx/modules")
+_PERL_MODULE = "ngx_http_perl_module.so"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A topology that is running."""
+
+    topology: Topology
+    placement: Placement
+    database: Database
+    spool: str
+    uwsgi: Process
+    nginx: Process
+
+    @property
+    def host(self) -> str:
+        """Where nginx listens."""
+        return "127.0.0.1"
+
+    @property
+    def port(self) -> int:
+        """The port that nginx listens on."""
+        return self.placement.nginx_port
+
+    @property
+    def url(self) -> str:
+        """The app's address, without a slash at the end."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def resolution_ns(self) -> int:
+        """Of nginx's stamps."""
+        return 1_000 if self.placement.perl_module else 1_000_000
+
+    def check_alive(self) -> None:
+        """Raises: ServerError with the log's tail when a server has ended."""
+        for process in (self.database.process, self.uwsgi, self.nginx):
+            process.check_alive()
+
+
+def shop() -> App:
+    """Return the example app. Raises: ConfigurationError when this installation lacks it."""
+    return App(
+        module="shop:create_app()",
+        directory=str(configuration.data_directory("examples")),
+        database_prefix="SHOP_DATABASE",
+        setup=("-m", "flask", "--app", "shop", "init-db"),
+    )
+
+
+def find_perl_module() -> str | None:
+    """Return the path of nginx's perl module; None when it is not installed."""
+    for directory in _MODULE_DIRECTORIES:
+        path = os.path.join(directory, _PERL_MODULE)
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def find_program(name: str, remedy: str) -> str:
+    """Return a program's path. Raises: ServerError that says how to get it."""
+    # Beside the interpreter: a virtual environment's own, whether it is active or not.
+    path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}:{_SYSTEM_DIRECTORIES}"
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise ServerError(f"{name} is not installed: {remedy}")
+    return found
+
+
+@contextlib.contextmanager
+def start_deployment(
+    topology: Topology,
+    *,
+    database: Database | None = None,
+    spool: str | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Iterator[Deployment]:
+    """Start a topology, yield it when it answers, and end and remove all of it on the way out.
+
+    A `database` that runs already is used and left running, and `spool` None keeps the records with the rest.
+    `progress` is told each server before it is started.
+
+    Raises: ServerError, which names what to install or carries the log's tail; ConfigurationError.
+    """
+    nginx_path = find_program("nginx", "apt install nginx-light libnginx-mod-http-perl")
+    uwsgi_path = find_program("uwsgi", "pip install 'reqpath[demo]'")
+    with contextlib.ExitStack() as stack:
+        # Under /tmp in any case: a Unix socket's path has at most 107 bytes.
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-demo-", dir="/tmp"))  # noqa: S108
+        spool = spool or os.path.join(directory, "spool")
+        placement = _place(topology, directory, spool)
+        if database is None:
+            progress("the database")
+            database = stack.enter_context(
+                start_database(
+                    os.path.join(directory, "database"),
+                    kind=topology.database,
+                    options=topology.database_options,
+                )
+            )
+        environment = _build_environment(topology, database, spool)
+        if topology.app.setup:
+            progress("its data")
+            _set_up(topology.app, environment, directory)
+        progress("uWSGI")
+        address = (
+            placement.uwsgi_socket if topology.transport == "unix" else ("127.0.0.1", placement.uwsgi_port)
+        )
+        uwsgi = stack.enter_context(
+            start_process(
+                [uwsgi_path, "--ini", _write(directory, "uwsgi.ini", render_uwsgi(topology, placement))],
+                os.path.join(directory, "uwsgi.log"),
+                lambda: (
+                    is_listening(address) and _has_line(directory, "uwsgi.log", "spawned uWSGI worker 1 ")
+                ),
+                _START_S,
+                "uWSGI",
+                environment=environment,
+                cwd=directory,
+            )
+        )
+        progress("nginx")
+        nginx = stack.enter_context(
+            start_process(
+                [
+                    *(nginx_path, "-e", "stderr", "-p", directory),
+                    *("-c", _write(directory, "nginx.conf", render_nginx(topology, placement))),
+                ],
+                os.path.join(directory, "nginx.log"),
+                lambda: is_listening(("127.0.0.1", placement.nginx_port)),
+                _START_S,
+                "nginx",
+            )
+        )
+        yield Deployment(topology, placement, database, spool, uwsgi, nginx)
+
+
+def _place(topology: Topology, directory: str, spool: str) -> Placement:
+    """Choose ports, and write the files of reqpath's own into `directory`, filled in."""
+    os.mkdir(os.path.join(directory, "temp"), 0o700)
+    perl_module = find_perl_module() if topology.hires else None
+    listen = f"udp:127.0.0.1:{find_free_port()}"
+    choices = configuration.NginxChoices(
+        listen=listen, trusted=("127.0.0.1/32",), hires=perl_module is not None
+    )
+    names = configuration.build_nginx_files(choices)
+    paths = {name: _write(directory, name, text) for name, text in names.items()}
+
+    def present(*wanted: str) -> tuple[str, ...]:
+        return tuple(paths[name] for name in wanted if name in paths)
+
+    includes = Includes(
+        http=present(configuration.HTTP, configuration.HTTP_HIRES),
+        server=present(configuration.SERVER_HIRES),
+        location=present(configuration.LOCATION),
+        uwsgi=_write(directory, "reqpath.ini", configuration.render_uwsgi(listen=listen, spool=spool)),
+    )
+    return Placement(
+        directory=directory,
+        includes=includes,
+        nginx_port=find_free_port(),
+        uwsgi_port=find_free_port(),
+        perl_module=perl_module,
+        user="root" if os.geteuid() == 0 else None,
+        virtualenv=sys.prefix if sys.prefix != sys.base_prefix else None,
+    )
+
+
+def _build_environment(topology: Topology, database: Database, spool: str) -> dict[str, str]:
+    """Return the environment of the app's process: ours, less other settings of reqpath's, and its database."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("REQPATH_")}
+    app = topology.app
+    where = database.connect_arguments(topology.database_transport)
+    paths = [app.directory, *filter(None, [inherited.get("PYTHONPATH")])]
+    return inherited | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        # The app's directory may belong to another user, or be part of an installation.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "REQPATH_SPOOL": spool,
+        f"{app.database_prefix}_SOCKET": str(where.get("unix_socket", "")),
+        f"{app.database_prefix}_HOST": str(where.get("host", "")),
+        f"{app.database_prefix}_PORT": str(where.get("port", 0)),
+        f"{app.database_prefix}_USER": str(where["user"]),
+        f"{app.database_prefix}_NAME": str(where["database"]),
+    }
+
+
+def _set_up(app: App, environment: dict[str, str], directory: str) -> None:
+    variables = [f"{name}={value}" for name, value in environment.items() if os.environ.get(name) != value]
+    run_to_end(
+        ["env", *variables, sys.executable, *app.setup],
+        os.path.join(directory, "setup.log"),
+        _START_S,
+        "filling the database",
+    )
+
+
+def _write(directory: str, name: str, text: str) -> str:
+    path = os.path.join(directory, name)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def _has_line(directory: str, name: str, words: str) -> bool:
+    with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as log:
+        return words in log.read()
