@@ -75,6 +75,7 @@ class ReqPath:
         # Flask may grow arguments (3.2 passes the context along), so all of them are handed on.
         request_context = app.request_context
         dispatch_request = app.dispatch_request
+        finalize_request = app.finalize_request
         update_template_context = app.update_template_context
         do_teardown_appcontext = app.do_teardown_appcontext
 
@@ -104,6 +105,20 @@ class ReqPath:
                 recorder.switch(previous)
                 record.view_end_offset_ns = recorder.last_ns - recorder.base_ns
 
+        # Only where nothing between Flask and reqpath can turn a body in memory into one that is made later.
+        is_innermost = getattr(app.extensions[_EXTENSION].app, "__self__", None) is app
+
+        def hooked_finalize_request(*args: Any, **kwargs: Any) -> Any:
+            response = finalize_request(*args, **kwargs)
+            recorder = current.get()
+            try:
+                if recorder is not None and is_innermost and response.is_sequence:
+                    recorder.in_memory = True
+                    recorder.record.response_bytes = sum(map(len, response.response))
+            except Exception:
+                note_fault("reading the response")
+            return response
+
         def hooked_update_template_context(*args: Any, **kwargs: Any) -> None:
             recorder = current.get()
             if recorder is None or not recorder.is_own_thread():
@@ -129,6 +144,7 @@ class ReqPath:
 
         app.request_context = hooked_request_context  # type: ignore[method-assign]
         app.dispatch_request = hooked_dispatch_request  # type: ignore[method-assign]
+        app.finalize_request = hooked_finalize_request  # type: ignore[method-assign]
         app.update_template_context = hooked_update_template_context  # type: ignore[method-assign]
         app.do_teardown_appcontext = hooked_do_teardown_appcontext  # type: ignore[method-assign]
         # Flask's signals hold their receivers weakly unless told otherwise.

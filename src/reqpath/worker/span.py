@@ -10,7 +10,17 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from reqpath.record import AttributeValue, SpanEvent
 from reqpath.worker.guard import note_fault
@@ -124,6 +134,19 @@ class RequestSpan(Span):
 
     def end(self, end_time: int | None = None) -> None:
         """Do nothing: the request ends when its body is closed, whoever calls this."""
+
+
+def build_span_context(span: Span) -> Context:
+    """Return the current context with `span` as its span."""
+    outer = otel_context.get_current()
+    if outer or _SPAN_KEY is None:
+        return set_span_in_context(span, outer)
+    # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.
+    return Context({_SPAN_KEY: span})
+
+
+#: Under which OpenTelemetry keeps the span in a context: the one key of a context that holds only a span.
+_SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())), None)
 
 
 def clean_attribute(value: Any) -> AttributeValue | None:

@@ -11,12 +11,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
-
-from opentelemetry import context as otel_context
-from opentelemetry.context import Context
-from opentelemetry.trace import set_span_in_context
 
 import reqpath
 from reqpath.clock import SYSTEM, Clock
@@ -27,8 +22,8 @@ from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
 from reqpath.worker.lens import RunQueueClock
-from reqpath.worker.recorder import RequestRecorder, current
-from reqpath.worker.span import RequestSpan
+from reqpath.worker.recorder import RequestRecorder
+from reqpath.worker.span import RequestSpan, build_span_context
 from reqpath.worker.stamps import (
     MAX_AGE_NS,
     MAX_FUTURE_NS,
@@ -106,18 +101,17 @@ class RequestMiddleware:
         except Exception:
             note_fault("the start of a request")
             return self.app(environ, start_response)
-        step = _Step(recorder)
-        step.enter(self._entry_segment)
+        recorder.enter(self._entry_segment)
         try:
             result = self.app(environ, _watch_start(recorder, start_response))
         except BaseException as error:
             recorder.fail(error)
-            step.leave()
+            recorder.leave()
             self.finish(recorder, closed=True)
             raise
-        step.leave()
+        recorder.leave()
         try:
-            return self._watch_body(recorder, environ, result, step)
+            return self._watch_body(recorder, environ, result)
         except Exception:
             note_fault("the response")
             return result
@@ -182,6 +176,10 @@ class RequestMiddleware:
             record, self._entry_segment, base_ns, clock.monotonic_ns, self.settings.max_operations
         )
         environ[ENVIRON_KEY] = recorder
+        try:
+            recorder.span_context = build_span_context(RequestSpan(recorder))
+        except Exception:
+            note_fault("OpenTelemetry's context")
         if self._run_queue is not None:
             recorder.run_queue_start_ns = self._run_queue.read_ns()
             recorder.cpu_start_ns = clock.thread_cpu_ns()
@@ -237,7 +235,7 @@ class RequestMiddleware:
                 rejected.append("parsed")
 
     def _watch_body(
-        self, recorder: RequestRecorder, environ: WSGIEnvironment, result: Iterable[bytes], step: _Step
+        self, recorder: RequestRecorder, environ: WSGIEnvironment, result: Iterable[bytes]
     ) -> Iterable[bytes]:
         wrapper = environ.get("wsgi.file_wrapper")
         is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
@@ -248,9 +246,12 @@ class RequestMiddleware:
                 recorder.segment = self._body_segment
                 self.finish(recorder, closed=False)
             return result
-        if hasattr(result, "__len__"):
-            return _SizedBody(self, recorder, result, step, self._body_segment)
-        return _Body(self, recorder, result, step, self._body_segment)
+        if isinstance(result, (list, tuple)):
+            recorder.record.response_bytes = sum(map(len, result))
+            return _SizedBody(self, recorder, result, self._body_segment)
+        if recorder.in_memory:
+            return _Body(self, recorder, result, self._body_segment)
+        return _StreamedBody(self, recorder, result, self._body_segment)
 
     def _finish_sendfile(self, recorder: RequestRecorder) -> None:
         recorder.exclusive_ns[segments.SEND] = 0
@@ -287,122 +288,40 @@ class RequestMiddleware:
         )
 
 
-class _Step:
-    """A span of time in which the application's code runs: the call, each step of the body, `close`.
-
-    In it the recorder and the request's span are current; between steps the server sends, and nothing is.
-    """
-
-    __slots__ = ("_context", "_outer", "_outer_context", "_recorder")
-
-    def __init__(self, recorder: RequestRecorder) -> None:
-        self._recorder = recorder
-        self._outer: RequestRecorder | None = None
-        self._outer_context: Any = None
-        self._context: Any = None
-        try:
-            self._context = set_span_in_context(RequestSpan(recorder))
-        except Exception:
-            note_fault("OpenTelemetry's context")
-
-    def enter(self, segment: int) -> None:
-        """Enter a step: the time goes to `segment`."""
-        self._recorder.switch(segment)
-        self._outer = current.get()
-        current.set(self._recorder)
-        if self._context is not None:
-            self._outer_context = _attach(self._context)
-
-    def leave(self) -> None:
-        """Leave the step: the time goes to sending."""
-        if self._context is not None:
-            _detach(self._outer_context)
-        current.set(self._outer)
-        self._recorder.switch(segments.SEND)
-
-
-def _context_switches() -> tuple[Callable[[Any], Any], Callable[[Any], None]]:
-    """Return the two functions that put a context in force and put back what was.
-
-    OpenTelemetry's default runtime context is one context variable; setting that takes a third of the time
-    of `attach` and `detach`, which stay the way for any other runtime context. They would also log an error
-    where the app has left a context of its own attached, which is then just put right.
-    """
-    variable = getattr(getattr(otel_context, "_RUNTIME_CONTEXT", None), "_current_context", None)
-    if not isinstance(variable, ContextVar):
-        return otel_context.attach, otel_context.detach
-    read, write = variable.get, variable.set
-
-    def attach(context: Any) -> Any:
-        outer = read(None)
-        write(context)
-        return outer
-
-    def detach(outer: Any) -> None:
-        write(Context() if outer is None else outer)
-
-    return attach, detach
-
-
-_attach, _detach = _context_switches()
-
-
 class _Body:
-    """The response's iterable, with the time of each step, and of the server between the steps."""
+    """The response's iterable; its `close` ends the record. The server iterates the app's own iterator."""
 
-    __slots__ = ("_finish", "_iterable", "_next", "_recorder", "_segment", "_step")
+    __slots__ = ("_finish", "_iterable", "_recorder", "_segment")
 
     def __init__(
         self,
         middleware: RequestMiddleware,
         recorder: RequestRecorder,
         iterable: Iterable[bytes],
-        step: _Step,
         segment: int,
     ) -> None:
         self._finish = middleware.finish
         self._recorder = recorder
         self._iterable = iterable
-        self._next: Callable[[], bytes] | None = None
-        self._step = step
         self._segment = segment
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        self._step.enter(self._segment)
-        try:
-            following = self._next
-            if following is None:
-                following = self._next = iter(self._iterable).__next__
-            chunk = following()
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._recorder.fail(error)
-            raise
-        finally:
-            self._step.leave()
-        record = self._recorder.record
-        try:
-            record.response_bytes = (record.response_bytes or 0) + len(chunk)
-        except TypeError:
-            note_fault("a chunk without a length")
-        return chunk
+        return iter(self._iterable)
 
     def close(self) -> None:
         """Close the application's iterable, then end the record."""
-        self._step.enter(self._segment)
+        close = getattr(self._iterable, "close", None)
+        if close is None:
+            self._finish(self._recorder, closed=True)
+            return
+        self._recorder.enter(self._segment)
         try:
-            close = getattr(self._iterable, "close", None)
-            if close is not None:
-                close()
+            close()
         except BaseException as error:
             self._recorder.fail(error)
             raise
         finally:
-            self._step.leave()
+            self._recorder.leave()
             self._finish(self._recorder, closed=True)
 
     def __del__(self) -> None:
@@ -412,12 +331,51 @@ class _Body:
 
 
 class _SizedBody(_Body):
-    """A body with a length, from which a server may derive `Content-Length`."""
+    """A list or tuple, from whose length a server may derive `Content-Length`."""
 
     __slots__ = ()
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
+
+
+class _StreamedBody(_Body):
+    """A body that the app makes while it is sent: each step is the app's time, between them the server's."""
+
+    __slots__ = ("_next",)
+
+    def __init__(
+        self,
+        middleware: RequestMiddleware,
+        recorder: RequestRecorder,
+        iterable: Iterable[bytes],
+        segment: int,
+    ) -> None:
+        super().__init__(middleware, recorder, iterable, segment)
+        self._next: Callable[[], bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        recorder = self._recorder
+        recorder.enter(self._segment)
+        try:
+            if self._next is None:
+                self._next = iter(self._iterable).__next__
+            chunk = self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            recorder.fail(error)
+            raise
+        finally:
+            recorder.leave()
+        try:
+            recorder.record.response_bytes = (recorder.record.response_bytes or 0) + len(chunk)
+        except TypeError:
+            note_fault("a chunk without a length")
+        return chunk
 
 
 def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> StartResponse:
