@@ -104,7 +104,7 @@ def start_deployment(
     *,
     database: Database | None = None,
     spool: str | None = None,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str], None] | None = None,
 ) -> Iterator[Deployment]:
     """Start a topology, yield it when it answers, and end and remove all of it on the way out.
 
@@ -113,15 +113,16 @@ def start_deployment(
 
     Raises: ServerError, which names what to install or carries the log's tail; ConfigurationError.
     """
+    announce = progress or _stay_silent
     nginx_path = find_program("nginx", "apt install nginx-light libnginx-mod-http-perl")
     uwsgi_path = find_program("uwsgi", "pip install 'reqpath[demo]'")
     with contextlib.ExitStack() as stack:
         # Under /tmp in any case: a Unix socket's path has at most 107 bytes.
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-demo-", dir="/tmp"))  # noqa: S108
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-demo-", dir="/tmp"))
         spool = spool or os.path.join(directory, "spool")
         placement = _place(topology, directory, spool)
         if database is None:
-            progress("the database")
+            announce("the database")
             database = stack.enter_context(
                 start_database(
                     os.path.join(directory, "database"),
@@ -131,9 +132,9 @@ def start_deployment(
             )
         environment = _build_environment(topology, database, spool)
         if topology.app.setup:
-            progress("its data")
+            announce("its data")
             _set_up(topology.app, environment, directory)
-        progress("uWSGI")
+        announce("uWSGI")
         address = (
             placement.uwsgi_socket if topology.transport == "unix" else ("127.0.0.1", placement.uwsgi_port)
         )
@@ -150,7 +151,7 @@ def start_deployment(
                 cwd=directory,
             )
         )
-        progress("nginx")
+        announce("nginx")
         nginx = stack.enter_context(
             start_process(
                 [
@@ -164,6 +165,10 @@ def start_deployment(
             )
         )
         yield Deployment(topology, placement, database, spool, uwsgi, nginx)
+
+
+def _stay_silent(_server: str) -> None:
+    pass
 
 
 def _place(topology: Topology, directory: str, spool: str) -> Placement:
@@ -198,7 +203,7 @@ def _place(topology: Topology, directory: str, spool: str) -> Placement:
 
 
 def _build_environment(topology: Topology, database: Database, spool: str) -> dict[str, str]:
-    """Return the environment of the app's process: ours, less other settings of reqpath's, and its database."""
+    """Return the environment of the app's process: ours, its database, and no settings of another reqpath."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("REQPATH_")}
     app = topology.app
     where = database.connect_arguments(topology.database_transport)

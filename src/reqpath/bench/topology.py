@@ -1,7 +1,7 @@
 """What a deployment consists of, as data, and the configuration files that make it so, as text.
 
-`Topology` says what is measured; `Placement` says where it runs this time. Nothing here touches the system: the
-layer above, `servers`, writes what these functions return, and starts it. Example::
+`Topology` says what is measured; `Placement` says where it runs this time. Nothing here touches the system:
+the layer above, `servers`, writes what these functions return, and starts it. Example::
 
     topology = Topology(transport="tcp", concurrency="threads", workers=4)
     render_nginx(topology, placement)   → nginx.conf
