@@ -248,7 +248,7 @@ class _Cursor:
         self.info: WriterInfo | None = None
         self.offset = 0
         self.size = 0
-        #: Of the last record handed out; files are read side by side in this order.
+        #: Of the last record handed out, at first of the file's creation; files are read in this order.
         self.time_ns = 0
         self.broken = False
 
@@ -289,6 +289,8 @@ class SpoolReader:
             ) from error
         self.directory = directory
         self.losses = SpoolLosses()
+        #: Whether a collector has written into this spool, as of the last `read`.
+        self.has_nginx_lines = False
         self._batch_bytes = batch_bytes
         self._cursors: dict[str, _Cursor] = {}
         self._sequences: dict[str, _Sequences] = {}
@@ -315,7 +317,11 @@ class SpoolReader:
             present.add(file.path)
             cursor = self._cursors.setdefault(file.path, _Cursor(file.path))
             cursor.size = file.size
-            if not cursor.broken and cursor.offset < cursor.size:
+            if cursor.info is None and not cursor.broken:
+                self._read_head(cursor)
+            if cursor.info is not None and cursor.info.kind == "nginx":
+                self.has_nginx_lines = True
+            if cursor.info is not None and not cursor.broken and cursor.offset < cursor.size:
                 active.append(cursor)
         for path in set(self._cursors) - present:
             del self._cursors[path]
@@ -326,7 +332,7 @@ class SpoolReader:
             with open(cursor.path, "rb") as file:
                 file.seek(cursor.offset)
                 data = file.read(min(self._batch_bytes, cursor.size - cursor.offset))
-                if len(data) >= _LENGTH and cursor.info is not None:
+                if len(data) >= _LENGTH:
                     need = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
                     if len(data) < need <= min(MAX_FRAME_BYTES, cursor.size - cursor.offset):
                         data += file.read(need - len(data))
@@ -335,13 +341,8 @@ class SpoolReader:
         except OSError as error:
             self._give_up(cursor, error.strerror or "unreadable")
             return []
-        position = 0
-        if cursor.info is None:
-            position = self._read_head(cursor, data)
-            if cursor.info is None:
-                return []
         records: list[Record] = []
-        end = len(data)
+        position, end = 0, len(data)
         try:
             while position + _LENGTH <= end:
                 length = int.from_bytes(data[position : position + _LENGTH], "little")
@@ -357,30 +358,36 @@ class SpoolReader:
         cursor.offset += position
         return records
 
-    def _read_head(self, cursor: _Cursor, data: bytes) -> int:
-        """Read `MAGIC` and the `WriterInfo`; return where the records start, 0 while it is not whole."""
-        if not MAGIC.startswith(data[: len(MAGIC)]):
-            self._give_up(cursor, "not a spool file")
-            return 0
+    def _read_head(self, cursor: _Cursor) -> None:
+        """Read `MAGIC` and the `WriterInfo`; leave the cursor as it is while they are not whole."""
         start = len(MAGIC) + _LENGTH
-        if len(data) < start:
-            return 0
-        length = int.from_bytes(data[len(MAGIC) : start], "little")
-        if length > MAX_FRAME_BYTES:
-            self._give_up(cursor, "not a spool file")
-            return 0
-        if len(data) < start + length:
-            return 0
         try:
-            info = decode_info(data[start : start + length])
+            with open(cursor.path, "rb") as file:
+                head = file.read(start)
+                length = int.from_bytes(head[len(MAGIC) :], "little")
+                data = file.read(length) if length <= MAX_FRAME_BYTES else b""
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._give_up(cursor, error.strerror or "unreadable")
+            return
+        if not MAGIC.startswith(head[: len(MAGIC)]) or length > MAX_FRAME_BYTES:
+            self._give_up(cursor, "not a spool file")
+            return
+        if len(head) < start or len(data) < length:
+            return
+        try:
+            info = decode_info(data)
         except msgspec.DecodeError as error:
             self._give_up(cursor, f"not a spool file: {error}")
-            return 0
+            return
         if info.format_version > FORMAT_VERSION:
             self._give_up(cursor, f"written by reqpath {info.reqpath_version}; upgrade to read it")
-            return 0
+            return
         cursor.info = info
-        return start + length
+        cursor.offset = start + length
+        # A writer's later files wait until the earlier ones are read.
+        cursor.time_ns = info.created_ns
 
     def _give_up(self, cursor: _Cursor, reason: str) -> None:
         cursor.broken = True
