@@ -1,0 +1,269 @@
+"""Measure `reqpath report --json` over a million requests: seconds, CPU seconds, peak memory.
+
+Writes a spool as four uWSGI workers and a collector would, one worker record with two queries and one line of
+nginx per request, then runs the real command on it. So that the figure means something on another machine,
+the same files are also only decoded, record by record with msgspec, in the same run::
+
+    $ python benchmarks/report.py
+    spool            1,000,000 requests, 566 MB in 72 files
+    decoding alone   4.1 s CPU
+    report --json    9.3 s CPU, 9.4 s elapsed, 221 MB peak, 2.3 times decoding
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from reqpath.record import Attempt, NginxRecord, Operation, WorkerRecord, WriterInfo, encode
+from reqpath.spool import SpoolReader, SpoolWriter
+from reqpath.tiers import WORKER_SEGMENTS
+
+US = 1_000
+MS = 1_000_000
+WORKERS = 4
+ROUTES = (
+    ("/", "SELECT name, price FROM items ORDER BY sold DESC LIMIT ?", 300 * US),
+    ("/items/<int:item_id>", "SELECT name, price, stock FROM items WHERE id = ?", 120 * US),
+    ("/search", "SELECT id, name FROM items WHERE name LIKE ? LIMIT ?", 4 * MS),
+    ("/orders", "INSERT INTO orders (customer, item, amount) VALUES (?, ?, ?)", 900 * US),
+    ("/customers/<int:customer_id>", "SELECT * FROM customers WHERE id = ?", 110 * US),
+    ("/report", "SELECT day, SUM(amount) FROM orders GROUP BY day", 18 * MS),
+)
+SESSION = "SELECT data FROM sessions WHERE id = ? AND expires > NOW()"
+FIRST_NS = 1_700_000_000_000_000_000
+
+
+def build_request(
+    rng: random.Random, worker: int, start_ns: int, span: int
+) -> tuple[WorkerRecord, NginxRecord]:
+    """Build one request's two records; `span` makes its ids unique."""
+    route, statement, typical_ns = rng.choice(ROUTES)
+    trace_id, span_id = f"{rng.getrandbits(128):032x}", f"{span:016x}"
+    queue_ns = int(rng.expovariate(1 / (80 * US)))
+    pass_ns = start_ns + 30 * US
+    accept_ns = pass_ns + queue_ns
+    parsed_ns = accept_ns + 25 * US
+    app_start_ns = parsed_ns + int(rng.expovariate(1 / (60 * US)))
+    operations = []
+    exclusive_ns: list[int | None] = [0] * len(WORKER_SEGMENTS)
+
+    def spend(segment: str, duration_ns: int) -> None:
+        index = WORKER_SEGMENTS.index(segment)
+        exclusive_ns[index] = (exclusive_ns[index] or 0) + duration_ns
+
+    now_ns = 0
+    for segment, mean_ns in (("flask.middleware", 15 * US), ("flask.framework", 90 * US)):
+        duration_ns = int(rng.gauss(mean_ns, mean_ns / 5))
+        spend(segment, duration_ns)
+        now_ns += duration_ns
+    view_start_ns = now_ns
+    for text, mean_ns in ((SESSION, 130 * US), (statement, typical_ns)):
+        view_ns, query_ns = int(rng.expovariate(1 / (200 * US))), int(rng.lognormvariate(0, 0.5) * mean_ns)
+        fetch_ns = query_ns // 6
+        spend("flask.view", view_ns)
+        spend("mysql.query", query_ns)
+        spend("mysql.fetch", fetch_ns)
+        now_ns += view_ns
+        operations.append(
+            Operation(
+                "query",
+                now_ns,
+                now_ns + query_ns + fetch_ns,
+                now_ns + query_ns,
+                text,
+                rng.randrange(20),
+                None,
+                "unix",
+                "/run/mysqld/mysqld.sock",
+                None,
+                "shop",
+                connection=worker,
+                fetch_ns=fetch_ns,
+            )
+        )
+        now_ns += query_ns + fetch_ns
+    view_end_ns = now_ns
+    spend("flask.template", 400 * US)
+    spend("uwsgi.send", 20 * US)
+    now_ns += 420 * US
+    closed_ns = app_start_ns + now_ns
+    end_ns = closed_ns + 90 * US
+    path = route.replace("<int:item_id>", str(span % 5000)).replace("<int:customer_id>", str(span % 800))
+    status = 500 if rng.random() < 0.002 else 200
+    record = WorkerRecord(
+        trace_id,
+        f"{rng.getrandbits(64):016x}",
+        span_id,
+        True,
+        0,
+        "GET",
+        path,
+        route,
+        status,
+        app_start_ns,
+        now_ns,
+        exclusive_ns,
+        start_ns,
+        pass_ns,
+        US,
+        accept_ns // US * US,
+        parsed_ns // US * US,
+        15 * US,
+        view_start_ns,
+        view_end_ns,
+        view_end_ns + 300 * US,
+        now_ns // 3,
+        20 * US,
+        None,
+        "unix",
+        "shop.example",
+        None,
+        rng.randrange(500, 20_000),
+        operations,
+    )
+    line = NginxRecord(
+        trace_id,
+        span_id,
+        end_ns,
+        0,
+        "",
+        start_ns,
+        pass_ns,
+        US,
+        status,
+        "GET",
+        path,
+        "shop.example",
+        412,
+        record.response_bytes,
+        [Attempt("unix:/run/uwsgi.sock", status, 0, now_ns // MS * MS, now_ns // MS * MS)],
+        protocol="HTTP/1.1",
+    )
+    return record, line
+
+
+def write_spool(directory: str, requests: int) -> None:
+    """Write a spool of `requests`, each writer's records in the order of their ends."""
+
+    def writer(kind: str, worker: int | None) -> SpoolWriter:
+        def build_info(writer_id: str) -> WriterInfo:
+            return WriterInfo(
+                1,
+                writer_id,
+                "worker" if kind == "worker" else "nginx",
+                "shop",
+                "host",
+                1000 + (worker or 0),
+                now_ns,
+                "0",
+                worker,
+                WORKERS,
+                1,
+                "processes",
+            )
+
+        return SpoolWriter(directory, build_info, max_bytes=8 << 30, report=print)
+
+    now_ns = FIRST_NS
+    rng = random.Random(1)
+    writers = [writer("worker", worker + 1) for worker in range(WORKERS)]
+    collector = writer("nginx", None)
+    lines: list[tuple[int, int, NginxRecord]] = []
+
+    def append(to: SpoolWriter, record: WorkerRecord | NginxRecord) -> None:
+        record.sequence = to.next_sequence()
+        to.append(encode(record))
+
+    def collect(until_ns: float) -> None:
+        while lines and lines[0][0] <= until_ns:
+            append(collector, heapq.heappop(lines)[2])
+
+    for span in range(requests):
+        worker = span % WORKERS
+        now_ns = FIRST_NS + span * 1_500 * US
+        record, line = build_request(rng, worker, now_ns, span)
+        append(writers[worker], record)
+        heapq.heappush(lines, (line.end_ns, span, line))
+        collect(now_ns)
+    collect(float("inf"))
+    for each in (*writers, collector):
+        each.close()
+
+
+def count_spool(directory: str) -> Iterator[int]:
+    """Yield the records of each batch, decoded and thrown away."""
+    for _, records in SpoolReader(directory).read():
+        yield len(records)
+
+
+def measure_child(arguments: list[str]) -> tuple[float, float, bytes]:
+    """Run a command; return its CPU seconds, elapsed seconds and output. Its memory is in RUSAGE_CHILDREN."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    output = subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout
+    elapsed = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime), elapsed, output
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--spool", help="keep the spool here, or use the one that is there")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="reqpath-bench-") as temporary:
+        directory = options.spool or os.path.join(temporary, "spool")
+        if not os.path.isdir(directory):
+            # In a process of its own: the memory of what is measured starts from nothing.
+            code = "import sys, report; report.write_spool(sys.argv[1], int(sys.argv[2]))"
+            environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}
+            subprocess.run(
+                [sys.executable, "-c", code, directory, str(options.requests)], check=True, env=environment
+            )
+        files = [entry for entry in os.scandir(directory) if entry.name.endswith(".rqp")]
+        size = sum(entry.stat().st_size for entry in files)
+        report_cpu, elapsed, output = measure_child(
+            [sys.executable, "-m", "reqpath.cli", "report", directory, "--json"]
+        )
+        # The largest child so far, and this one is far larger than the one that wrote the spool.
+        peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        start = time.process_time()
+        records = sum(count_spool(directory))
+        decode_cpu = time.process_time() - start
+    found = json.loads(output)["requests"]
+    figures = {
+        "requests": found,
+        "records": records,
+        "spool_bytes": size,
+        "files": len(files),
+        "decode_cpu_s": round(decode_cpu, 2),
+        "report_cpu_s": round(report_cpu, 2),
+        "report_elapsed_s": round(elapsed, 2),
+        "report_peak_bytes": peak_bytes,
+        "ratio_to_decoding": round(report_cpu / decode_cpu, 2),
+    }
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    print(f"spool            {found:,} requests, {size / 1e6:,.0f} MB in {len(files)} files")
+    print(f"decoding alone   {decode_cpu:.1f} s CPU")
+    print(
+        f"report --json    {report_cpu:.1f} s CPU, {elapsed:.1f} s elapsed, {peak_bytes / 1e6:,.0f} MB peak, "
+        f"{report_cpu / decode_cpu:.1f} times decoding"
+    )
+
+
+if __name__ == "__main__":
+    main()
