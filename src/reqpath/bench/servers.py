@@ -193,7 +193,7 @@ def _place(topology: Topology, directory: str, spool: str) -> Placement:
     )
     return Placement(
         directory=directory,
-        includes=includes,
+        includes=includes if topology.reqpath else Includes(),
         nginx_port=find_free_port(),
         uwsgi_port=find_free_port(),
         perl_module=perl_module,

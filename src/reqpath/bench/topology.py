@@ -68,6 +68,8 @@ class Topology:
     database: Kind | None = None
     #: Stamps to the microsecond, where nginx's perl module is there.
     hires: bool = True
+    #: False: without any of reqpath's lines in nginx's and uWSGI's configuration.
+    reqpath: bool = True
     #: Further lines of nginx's `location`.
     nginx_lines: tuple[str, ...] = ()
     #: Further lines of uWSGI's ini.
