@@ -204,8 +204,8 @@ def render_uwsgi(*, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = 
     command = shlex.join(["reqpath", "collect", *([spool] if spool else []), "--listen", str(parsed)])
     lines = [
         "[uwsgi]",
-        "# Stamps to a microsecond: when the connection was accepted, and when the request was parsed, before",
-        "# the GIL is taken. They need internal routing: a uWSGI with PCRE, as pyuwsgi and Debian's are.",
+        "# Stamps to a microsecond: the connection was accepted; the request was parsed, and the GIL not yet",
+        "# taken. They need internal routing: a uWSGI with PCRE, as pyuwsgi and Debian's are.",
         "route-run = addvar:REQPATH_ACCEPT=${uwsgi[sor]}",
         "route-run = addvar:REQPATH_PARSED=${time[micros]}",
     ]

@@ -1,0 +1,95 @@
+"""`reqpath config`: prints what to put into nginx's and uWSGI's configuration, the user's paths filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reqpath.configuration import NginxChoices, build_nginx_files, render_nginx, render_uwsgi
+from reqpath.errors import ConfigurationError
+from reqpath.settings import Settings
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  reqpath config nginx --write /etc/nginx/reqpath
+  reqpath config uwsgi --spool /var/spool/shop
+"""
+)
+def command() -> None:
+    """Print the lines to include in nginx's and uWSGI's configuration."""
+
+
+_listen = click.option(
+    "--listen",
+    metavar="ADDRESS",
+    help="Where the collector listens: udp:HOST:PORT or unix:PATH. [default: $REQPATH_LISTEN]",
+)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  reqpath config nginx
+  reqpath config nginx --hires --trust 10.0.0.0/8 --write /etc/nginx/reqpath
+"""
+)
+@_listen
+@click.option("--hires", is_flag=True, help="Stamps good to 1 µs instead of 1 ms, by nginx's perl module.")
+@click.option("--proxy", is_flag=True, help="For proxy_pass (gunicorn, uWSGI's http-socket), not uwsgi_pass.")
+@click.option(
+    "--trust",
+    "trusted",
+    metavar="CIDR",
+    multiple=True,
+    help="Clients whose trace is continued, a gateway of yours say; anybody else's starts anew.",
+)
+@click.option(
+    "--write",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the files there, and print only the lines that include them.",
+)
+def nginx(
+    listen: str | None, hires: bool, proxy: bool, trusted: tuple[str, ...], directory: Path | None
+) -> None:
+    """Print an nginx.conf in which each of reqpath's pieces is in its place."""
+    choices = NginxChoices(
+        listen=listen or Settings.from_environment().listen, trusted=trusted, hires=hires, proxy=proxy
+    )
+    if directory is None:
+        click.echo(render_nginx(choices), nl=False)
+        return
+    directory = directory.absolute()
+    files = build_nginx_files(choices)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"can't write to {directory}: {error.strerror}") from error
+    click.echo(f"reqpath: wrote {', '.join(files)} to {directory}", err=True)
+    click.echo(render_nginx(choices, directory), nl=False)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  reqpath config uwsgi
+  reqpath config uwsgi --spool /var/spool/shop --listen unix:/run/shop/reqpath.sock
+"""
+)
+@_listen
+@click.option(
+    "--spool", metavar="DIR", help="Where the app and the collector write. [default: $REQPATH_SPOOL]"
+)
+@click.option("--mule/--no-mule", default=True, help="Run the collector under uWSGI's master. [default: yes]")
+def uwsgi(listen: str | None, spool: str | None, mule: bool) -> None:
+    """Print the lines for uWSGI's ini."""
+    settings = Settings.from_environment()
+    click.echo(
+        render_uwsgi(listen=listen or settings.listen, spool=spool or settings.spool, mule=mule), nl=False
+    )
