@@ -7,6 +7,7 @@ wins over `REQPATH_SQL=verbatim`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -71,7 +72,7 @@ class Settings:
 
         Raises: ConfigurationError for a value that can't be read or an argument that is no setting.
         """
-        environ = os.environ if environ is None else environ
+        environ = _read_environment() if environ is None else environ
         names = {field.name: field for field in fields(cls)}
         unknown = sorted(set(arguments) - set(names))
         if unknown:
@@ -86,6 +87,25 @@ class Settings:
             if text := environ.get(variable):
                 values[name] = _parse_setting(variable, text, type(field.default))
         return cls(**(values | arguments))
+
+
+def _read_environment() -> Mapping[str, str]:
+    """Return `os.environ`, and inside uWSGI what its `env = ` lines set.
+
+    pyuwsgi reads its ini after Python has copied the environment, so those lines are in the C library's alone.
+    """
+    if "uwsgi" not in sys.modules:
+        return os.environ
+    import ctypes
+
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    found = dict(os.environ)
+    for name in ("OTEL_SERVICE_NAME", *(f"REQPATH_{field.name.upper()}" for field in fields(Settings))):
+        value = getenv(name.encode())
+        if value is not None:
+            found[name] = os.fsdecode(value)
+    return found
 
 
 def _parse_setting(variable: str, text: str, kind: type) -> Any:
