@@ -41,8 +41,9 @@ class Plan(NamedTuple):
     content_type: str = ""
     #: Pause before each piece of the body: a client with a slow line.
     send_pause_s: float = 0.0
-    #: Pause before each 64 KiB of the response.
+    #: Pause before each piece of the response is read: a client that is slow itself.
     read_pause_s: float = 0.0
+    read_bytes: int = 1 << 16
     #: Claimed in the place of the body's true length; the body is then never sent.
     claimed_bytes: int | None = None
 
@@ -107,7 +108,7 @@ class Client:
             with contextlib.closing(response):
                 response.begin()
                 status = response.status
-                received = _read_body(response, plan.read_pause_s)
+                received = _read_body(response, plan)
                 must_close = response.will_close
         except (OSError, http.client.HTTPException):
             # A refused connection has no start; it is told as an instant.
@@ -254,15 +255,13 @@ def _make_dice(seed: int) -> random.Random:
     return random.Random(seed)  # noqa: S311 - traffic is to be the same each time, not secret
 
 
-def _read_body(response: http.client.HTTPResponse, pause_s: float) -> int:
+def _read_body(response: http.client.HTTPResponse, plan: Plan) -> int:
     received = 0
-    while True:
-        if pause_s:
-            time.sleep(pause_s)
-        piece = response.read(1 << 16)
-        if not piece:
-            return received
-        received += len(piece)
+    while not response.isclosed():
+        if plan.read_pause_s:
+            time.sleep(plan.read_pause_s)
+        received += len(response.read(plan.read_bytes))
+    return received
 
 
 def _plan_health(_dice: random.Random) -> Plan:

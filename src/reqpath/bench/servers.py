@@ -120,7 +120,7 @@ def start_deployment(
         # Under /tmp in any case: a Unix socket's path has at most 107 bytes.
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-demo-", dir="/tmp"))
         spool = spool or os.path.join(directory, "spool")
-        placement = _place(topology, directory, spool)
+        placement = _place(topology, directory, spool, uwsgi_path)
         if database is None:
             announce("the database")
             database = stack.enter_context(
@@ -130,10 +130,10 @@ def start_deployment(
                     options=topology.database_options,
                 )
             )
-        environment = _build_environment(topology, database, spool)
+        environment = _build_environment(topology, database)
         if topology.app.setup:
             announce("its data")
-            _set_up(topology.app, environment, directory)
+            _fill_database(topology.app, environment, directory)
         announce("uWSGI")
         address = (
             placement.uwsgi_socket if topology.transport == "unix" else ("127.0.0.1", placement.uwsgi_port)
@@ -171,7 +171,7 @@ def _stay_silent(_server: str) -> None:
     pass
 
 
-def _place(topology: Topology, directory: str, spool: str) -> Placement:
+def _place(topology: Topology, directory: str, spool: str, uwsgi_path: str) -> Placement:
     """Choose ports, and write the files of reqpath's own into `directory`, filled in."""
     os.mkdir(os.path.join(directory, "temp"), 0o700)
     perl_module = find_perl_module() if topology.hires else None
@@ -199,10 +199,18 @@ def _place(topology: Topology, directory: str, spool: str) -> Placement:
         perl_module=perl_module,
         user="root" if os.geteuid() == 0 else None,
         virtualenv=sys.prefix if sys.prefix != sys.base_prefix else None,
+        interpreter=_find_interpreter(uwsgi_path),
     )
 
 
-def _build_environment(topology: Topology, database: Database, spool: str) -> dict[str, str]:
+def _find_interpreter(script: str) -> str | None:
+    """Return the interpreter that a script names in its first line; None for a program."""
+    with open(script, "rb") as file:
+        first = file.readline(1024)
+    return os.fsdecode(first[2:].strip()) if first.startswith(b"#!/") else None
+
+
+def _build_environment(topology: Topology, database: Database) -> dict[str, str]:
     """Return the environment of the app's process: ours, its database, and no settings of another reqpath."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("REQPATH_")}
     app = topology.app
@@ -212,7 +220,6 @@ def _build_environment(topology: Topology, database: Database, spool: str) -> di
         "PYTHONPATH": os.pathsep.join(paths),
         # The app's directory may belong to another user, or be part of an installation.
         "PYTHONDONTWRITEBYTECODE": "1",
-        "REQPATH_SPOOL": spool,
         f"{app.database_prefix}_SOCKET": str(where.get("unix_socket", "")),
         f"{app.database_prefix}_HOST": str(where.get("host", "")),
         f"{app.database_prefix}_PORT": str(where.get("port", 0)),
@@ -221,7 +228,7 @@ def _build_environment(topology: Topology, database: Database, spool: str) -> di
     }
 
 
-def _set_up(app: App, environment: dict[str, str], directory: str) -> None:
+def _fill_database(app: App, environment: dict[str, str], directory: str) -> None:
     variables = [f"{name}={value}" for name, value in environment.items() if os.environ.get(name) != value]
     run_to_end(
         ["env", *variables, sys.executable, *app.setup],

@@ -111,6 +111,8 @@ class Placement:
     user: str | None
     #: The virtual environment that uWSGI's Python is to use; None outside one.
     virtualenv: str | None
+    #: The interpreter that runs `uwsgi` when that is pyuwsgi's script; None for a uWSGI that is a program.
+    interpreter: str | None
 
     @property
     def uwsgi_socket(self) -> str:
@@ -191,6 +193,8 @@ def render_uwsgi(topology: Topology, placement: Placement) -> str:
         "buffer-size = 16384",
         "disable-logging = true",
         *([f"virtualenv = {placement.virtualenv}"] if placement.virtualenv else []),
+        # At SIGHUP pyuwsgi runs the interpreter behind the links, which knows no virtual environment.
+        *([f"binary-path = {placement.interpreter}"] if placement.interpreter else []),
         f"module = {topology.app.module}",
         *([f"ini = {placement.includes.uwsgi}"] if placement.includes.uwsgi else []),
         *topology.uwsgi_lines,
