@@ -121,6 +121,8 @@ class WorkerRecord(msgspec.Struct, array_like=True, tag=1, gc=False):
     exception: tuple[str, str, str] | None = None
     #: Names of stamps that were there and not believed: garbage, forged, before 2000, in the future.
     rejected_stamps: list[str] = []
+    #: The server called `close()`: it had sent the body. None where there was nothing to close.
+    closing_offset_ns: int | None = None
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):

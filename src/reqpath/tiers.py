@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from reqpath.record import NginxRecord, WorkerRecord
+from reqpath.record import Attempt, NginxRecord, WorkerRecord
 
 
 class Segment(NamedTuple):
@@ -106,7 +106,7 @@ SEGMENTS: Final = (
         "uwsgi.send",
         "uwsgi",
         "the body's chunks are written to nginx",
-        "the server's own work after the body was closed",
+        "what the server does after nginx has it all: regaining the GIL, closing the body",
     ),
     Segment(
         "nginx.send",
@@ -159,14 +159,13 @@ STAMPS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 _RECEIVE: Final = INDEX["nginx.receive"]
 _LOCAL: Final = INDEX["nginx.local"]
 _UPSTREAM: Final = INDEX["nginx.upstream"]
-_QUEUE: Final = INDEX["queue"]
-_READ: Final = INDEX["uwsgi.read"]
-_GIL: Final = INDEX["uwsgi.gil"]
-_WORKER: Final = INDEX["flask.middleware"]
-_SEND: Final = INDEX["nginx.send"]
-_WORKER_UNKNOWN: Final = (None,) * len(WORKER_SEGMENTS)
 #: uWSGI's route variables are good to a microsecond; so is what `accept` and `parsed` are compared with.
 _UWSGI_RESOLUTION_NS: Final = 1_000
+_UWSGI_TOLERANCE_NS: Final = 2 * _UWSGI_RESOLUTION_NS
+#: nginx rounds the time of each upstream attempt to a millisecond, also where its stamps are finer.
+_ATTEMPT_RESOLUTION_NS: Final = 1_000_000
+#: The statuses of a request whose client, or whose nginx, did not wait for the worker.
+_GIVEN_UP: Final = (499, 504)
 
 
 class Timing(NamedTuple):
@@ -183,16 +182,21 @@ class Timing(NamedTuple):
     resolution_ns: int
     #: Segments that came out negative within their stamps' resolution and were set to 0.
     clamped: tuple[str, ...]
-    #: Segments that came out negative beyond it: their clocks disagree, so they are unknown.
+    #: Segments that came out negative beyond it: their clocks disagree, so they are unknown. So are then the
+    #: others between the same two clocks, and the total is taken from one clock alone.
     skewed: tuple[str, ...]
     #: Stamps that are not there.
     missing: tuple[str, ...]
-    #: nginx's line ends before the worker did: the client or nginx gave up. The total is to the worker's end.
+    #: The worker went on after nginx was done: the client or nginx gave up, or the app works after it has
+    #: answered. The total is to the worker's end, so it is more than the client waited.
     abandoned: bool
 
 
 def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     """Split one request's time into segments.
+
+    nginx's stamps and the worker's may be of two hosts' clocks. Where they contradict each other, what lies
+    between the two clocks is unknown, and the total is a difference within one clock.
 
     Raises: ValueError when both records are None.
     """
@@ -203,108 +207,132 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
 
     clamped: list[str] = []
     skewed: list[str] = []
-    missing: list[str] = []
 
-    def between(segment: int, start_ns: int | None, end_ns: int | None, tolerance_ns: int) -> int | None:
-        if start_ns is None or end_ns is None:
-            return None
-        duration_ns = end_ns - start_ns
+    def check(name: str, duration_ns: int, tolerance_ns: int) -> int | None:
         if duration_ns >= 0:
             return duration_ns
         if duration_ns >= -tolerance_ns:
-            clamped.append(NAMES[segment])
+            clamped.append(name)
             return 0
-        skewed.append(NAMES[segment])
+        skewed.append(name)
         return None
 
     app_start_ns = worker.app_start_ns
-    accept_ns = worker.accept_ns
-    parsed_ns = worker.parsed_ns
-    start_ns = worker.nginx_start_ns
-    pass_ns = worker.nginx_pass_ns
-    resolution_ns = worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS
+    worker_ns = sum(filter(None, worker.exclusive_ns))
     closed_ns = None if worker.closed_offset_ns is None else app_start_ns + worker.closed_offset_ns
-    exclusive_ns = worker.exclusive_ns
-    worker_ns = sum(filter(None, exclusive_ns))
-    end_ns: int | None = None
-    upstream_ns: int | None = 0
+    worker_end_ns = app_start_ns + worker_ns if closed_ns is None else closed_ns
+
+    # By the clock of uWSGI and the worker. A stamp that follows what it must precede bounds nothing.
+    accept_ns, parsed_ns = worker.accept_ns, worker.parsed_ns
+    read_ns = gil_ns = None
+    first_ns = app_start_ns
+    if parsed_ns is not None:
+        gil_ns = check("uwsgi.gil", app_start_ns - parsed_ns, _UWSGI_TOLERANCE_NS)
+        first_ns = app_start_ns if gil_ns is None else parsed_ns
+    if accept_ns is not None:
+        read_ns = check("uwsgi.read", first_ns - accept_ns, _UWSGI_TOLERANCE_NS)
+        if read_ns is None:
+            accept_ns = None
+        else:
+            first_ns = accept_ns
+    if gil_ns is None:
+        read_ns = None
+
+    # By nginx's clock.
+    start_ns, pass_ns, end_ns = worker.nginx_start_ns, worker.nginx_pass_ns, None
+    resolution_ns = worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS
+    attempts: list[Attempt] = []
     if nginx is not None:
-        end_ns = nginx.end_ns
+        end_ns, attempts = nginx.end_ns, nginx.attempts
         resolution_ns = max(resolution_ns, nginx.resolution_ns)
-        if start_ns is None or worker.nginx_resolution_ns is None:
+        if start_ns is None:
             start_ns = nginx.start_ns
         if pass_ns is None:
             pass_ns = nginx.pass_ns
-        if len(nginx.attempts) > 1:
-            upstream_ns = sum(attempt.response_ns or 0 for attempt in nginx.attempts[:-1])
-
     tolerance_ns = resolution_ns + _UWSGI_RESOLUTION_NS
-    receive_ns = between(_RECEIVE, start_ns, pass_ns, 2 * resolution_ns)
-    queue_ns = between(
-        _QUEUE, None if pass_ns is None else pass_ns + (upstream_ns or 0), accept_ns, tolerance_ns
-    )
-    read_ns = between(_READ, accept_ns, parsed_ns, 2 * _UWSGI_RESOLUTION_NS)
-    gil_ns = between(_GIL, parsed_ns, app_start_ns, 2 * _UWSGI_RESOLUTION_NS)
+    receive_ns = None
+    if start_ns is not None and pass_ns is not None:
+        receive_ns = check("nginx.receive", pass_ns - start_ns, 2 * resolution_ns)
+    handed_ns = start_ns if pass_ns is None else pass_ns
 
+    # Between the two clocks. Attempts that left no record lie before the worker's or after it.
+    before_ns = after_ns = 0
+    if len(attempts) > 1:
+        resolution_ns = max(resolution_ns, _ATTEMPT_RESOLUTION_NS)
+        tolerance_ns += _ATTEMPT_RESOLUTION_NS * len(attempts)
+        before_ns, after_ns = _split_attempts(
+            attempts, None if handed_ns is None else first_ns + tolerance_ns - handed_ns
+        )
+    queue_ns = send_ns = None
+    contradiction = False
+    if handed_ns is not None:
+        lead_ns = first_ns - handed_ns - before_ns
+        if accept_ns is not None and pass_ns is not None:
+            queue_ns = check("queue", lead_ns, tolerance_ns)
+        elif lead_ns < -tolerance_ns:
+            skewed.append("queue")
+        contradiction = lead_ns < -tolerance_ns
+    finish_ns = worker_end_ns
+    late_ns = 0
     abandoned = False
-    send_ns: int | None = None
-    if end_ns is not None and closed_ns is not None:
-        # 499: the client left; 504: nginx did. Either way the worker went on, and nobody was sent anything.
-        abandoned = nginx is not None and nginx.status in (499, 504) and end_ns < closed_ns
-        if not abandoned:
-            send_ns = between(_SEND, closed_ns, end_ns, tolerance_ns)
-
-    begin_ns = start_ns
-    if begin_ns is None:
-        begin_ns = accept_ns if accept_ns is not None and accept_ns <= app_start_ns else app_start_ns
-    worker_end_ns = closed_ns if closed_ns is not None else app_start_ns + worker_ns
-    finish_ns = worker_end_ns if end_ns is None or abandoned else end_ns
-    total_ns = finish_ns - begin_ns
-    if total_ns < worker_ns - 2 * tolerance_ns:
-        # The stamps of nginx contradict the worker's own monotonic time, so they can't bound the request.
-        if "nginx.send" not in skewed:
+    if nginx is not None and end_ns is not None:
+        left_ns = end_ns - worker_end_ns
+        if left_ns >= -tolerance_ns:
+            finish_ns = end_ns
+            after_ns = min(after_ns, max(0, left_ns))
+            if closed_ns is not None:
+                send_ns = check("nginx.send", left_ns - after_ns, tolerance_ns)
+        elif after_ns or nginx.status in _GIVEN_UP:
+            after_ns, abandoned = 0, True
+        elif (late := _late_ns(worker, worker_end_ns, end_ns, tolerance_ns)) is not None:
+            late_ns = late
+            finish_ns = worker_end_ns - late_ns
+            abandoned = finish_ns - end_ns > tolerance_ns
+            send_ns = None if abandoned else 0
+        else:
             skewed.append("nginx.send")
-        begin_ns, total_ns = app_start_ns, worker_ns
-        receive_ns = queue_ns = read_ns = gil_ns = send_ns = None
+            contradiction = True
 
-    if start_ns is None:
-        missing.append("nginx_start")
-    if pass_ns is None:
-        missing.append("nginx_pass")
-    if accept_ns is None:
-        missing.append("accept")
-    if parsed_ns is None:
-        missing.append("parsed")
-    if closed_ns is None:
-        missing.append("closed")
-    if end_ns is None:
-        missing.append("nginx_end")
-
-    if nginx is None:
-        upstream_ns = None
-    segments = (
-        receive_ns,
-        None,
-        upstream_ns,
-        queue_ns,
-        read_ns,
-        gil_ns,
-        *exclusive_ns,
-        send_ns,
-    )
+    begin_ns = first_ns if handed_ns is None else handed_ns if start_ns is None else start_ns
+    one_clock = not contradiction
+    if contradiction:
+        queue_ns = send_ns = None
+        late_ns = 0
+        if handed_ns is not None and end_ns is not None and not abandoned:
+            finish_ns = end_ns
+            one_clock = True
+    worker_side_ns = (read_ns or 0) + (gil_ns or 0) + worker_ns
     known_ns = (
-        (receive_ns or 0)
-        + (upstream_ns or 0)
-        + (queue_ns or 0)
-        + (read_ns or 0)
-        + (gil_ns or 0)
-        + worker_ns
-        + (send_ns or 0)
+        (receive_ns or 0) + before_ns + after_ns + (queue_ns or 0) + worker_side_ns - late_ns + (send_ns or 0)
     )
+    upstream_ns = None if nginx is None else before_ns + after_ns
+    if not one_clock or finish_ns - begin_ns < known_ns - 4 * (tolerance_ns + _UWSGI_TOLERANCE_NS):
+        # Not even nginx's own time has room for the worker's, so only the worker's can be believed.
+        if not skewed:
+            skewed.append("nginx.send")
+        begin_ns, finish_ns, known_ns, late_ns = first_ns, worker_end_ns, worker_side_ns, 0
+        receive_ns = upstream_ns = queue_ns = send_ns = None
+
+    exclusive_ns = worker.exclusive_ns
+    if late_ns:
+        exclusive_ns = [*exclusive_ns[:-1], (exclusive_ns[-1] or 0) - late_ns]
+    total_ns = finish_ns - begin_ns
+    missing = [
+        name
+        for name, stamp_ns in (
+            ("nginx_start", start_ns),
+            ("nginx_pass", pass_ns),
+            ("accept", worker.accept_ns),
+            ("parsed", worker.parsed_ns),
+            ("closed", closed_ns),
+            ("nginx_end", end_ns),
+        )
+        if stamp_ns is None
+    ]
     return Timing(
         begin_ns,
         total_ns,
-        segments,
+        (receive_ns, None, upstream_ns, queue_ns, read_ns, gil_ns, *exclusive_ns, send_ns),
         total_ns - known_ns,
         resolution_ns,
         tuple(clamped),
@@ -314,40 +342,82 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     )
 
 
+def _split_attempts(attempts: list[Attempt], room_ns: int | None) -> tuple[int, int]:
+    """Return the time of the attempts before and after the one that the worker recorded.
+
+    That is the last one, unless the others do not fit into `room_ns`, the time before the worker had the
+    request: then nginx gave up the recorded one and went on to another. None: not known.
+    """
+    times_ns = [attempt.response_ns or 0 for attempt in attempts]
+    before_ns, after_ns = sum(times_ns[:-1]), 0
+    for i in range(len(times_ns) - 1, 0, -1):
+        if room_ns is None or before_ns <= room_ns:
+            break
+        before_ns -= times_ns[i - 1]
+        after_ns += times_ns[i]
+    return before_ns, after_ns
+
+
+def _late_ns(worker: WorkerRecord, worker_end_ns: int, end_ns: int, tolerance_ns: int) -> int | None:
+    """Return how much of the worker's sending came after nginx had ended; None when that can't be.
+
+    With a Content-Length nginx is done when it has read so many bytes, while the worker has still to regain
+    the GIL and to close the body. 0 where nginx ended while the worker was not yet done with the body.
+    """
+    response_start_ns = worker.response_start_offset_ns
+    if response_start_ns is None or end_ns < worker.app_start_ns + response_start_ns - tolerance_ns:
+        return None
+    closing_ns = worker.closing_offset_ns
+    sent_ns = worker_end_ns if closing_ns is None else worker.app_start_ns + closing_ns
+    sending_ns = worker.exclusive_ns[-1] or 0
+    late_ns = sent_ns - end_ns
+    return min(max(0, late_ns), sending_ns) if late_ns <= sending_ns + tolerance_ns else 0
+
+
 def _measure_nginx_alone(nginx: NginxRecord) -> Timing:
     """Split the time of a request that no worker recorded: 502, 413, a cache hit, a static file."""
-    start_ns, end_ns, pass_ns = nginx.start_ns, nginx.end_ns, nginx.pass_ns
-    missing = ["app_start"] if nginx.attempts else []
-    clamped: tuple[str, ...] = ()
-    skewed: tuple[str, ...] = ()
+    attempts = nginx.attempts
+    start_ns, pass_ns = nginx.start_ns, nginx.pass_ns
+    resolution_ns = max(nginx.resolution_ns, _ATTEMPT_RESOLUTION_NS if attempts else 0)
+    clamped: list[str] = []
+    skewed: list[str] = []
+    missing = []
+    if attempts:
+        missing.append("app_start")
+        if pass_ns is None:
+            missing.append("nginx_pass")
     if start_ns is None:
         missing.append("nginx_start")
-        start_ns = end_ns
-    total_ns = end_ns - start_ns
-    if total_ns < 0:
-        skewed = ("nginx.local",)
-        total_ns = 0
+    begin_ns = nginx.end_ns if start_ns is None else start_ns
+    total_ns = nginx.end_ns - begin_ns
     values: list[int | None] = [None] * len(SEGMENTS)
-    if not nginx.attempts:
+    if start_ns is None:
+        total_ns = 0
+    elif total_ns < 0:
+        (clamped if total_ns >= -2 * resolution_ns else skewed).append("nginx.local")
+        begin_ns, total_ns = nginx.end_ns, 0
+    elif not attempts:
         values[_LOCAL] = total_ns
     else:
-        upstream_ns = sum(attempt.response_ns or 0 for attempt in nginx.attempts)
-        # Each attempt's time is rounded to a millisecond on its own, so a sum can pass the total.
-        if upstream_ns > total_ns:
-            clamped = ("nginx.upstream",)
-            upstream_ns = total_ns
-        values[_UPSTREAM] = upstream_ns
-        if pass_ns is not None and 0 <= pass_ns - start_ns <= total_ns - upstream_ns:
-            values[_RECEIVE] = pass_ns - start_ns
-    known_ns = sum(filter(None, values))
+        # Each attempt's time is rounded on its own, so that their sum can pass the total.
+        upstream_ns = sum(attempt.response_ns or 0 for attempt in attempts)
+        excess_ns = upstream_ns - total_ns
+        if excess_ns > (len(attempts) + 1) * resolution_ns:
+            skewed.append("nginx.upstream")
+        else:
+            if excess_ns > 0:
+                clamped.append("nginx.upstream")
+            values[_UPSTREAM] = upstream_ns = min(upstream_ns, total_ns)
+            if pass_ns is not None and 0 <= pass_ns - begin_ns <= total_ns - upstream_ns:
+                values[_RECEIVE] = pass_ns - begin_ns
     return Timing(
-        start_ns,
+        begin_ns,
         total_ns,
         tuple(values),
-        total_ns - known_ns,
-        nginx.resolution_ns,
-        clamped,
-        skewed,
+        total_ns - sum(filter(None, values)),
+        resolution_ns,
+        tuple(clamped),
+        tuple(skewed),
         tuple(missing),
         False,
     )

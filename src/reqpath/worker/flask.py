@@ -13,7 +13,7 @@ from reqpath.errors import ConfigurationError
 from reqpath.settings import Settings
 from reqpath.worker import jinja
 from reqpath.worker.guard import note_fault
-from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, TEMPLATE, VIEW, RequestRecorder, current
+from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, TEMPLATE, VIEW, current
 from reqpath.worker.wsgi import RequestMiddleware
 
 if TYPE_CHECKING:
@@ -81,10 +81,14 @@ class ReqPath:
 
         def hooked_request_context(environ: Any, *args: Any, **kwargs: Any) -> Any:
             recorder = current.get()
-            if recorder is not None and environ.get("reqpath.recorder") is recorder:
-                recorder.record.flask_start_offset_ns = recorder.offset_ns()
-                _know_flask(recorder)
+            if (
+                recorder is not None
+                and environ.get("reqpath.recorder") is recorder
+                # A view may make a further context of the request's environ.
+                and recorder.record.flask_start_offset_ns is None
+            ):
                 recorder.switch(FRAMEWORK)
+                recorder.record.flask_start_offset_ns = recorder.last_ns - recorder.base_ns
             return request_context(environ, *args, **kwargs)
 
         def hooked_dispatch_request(*args: Any, **kwargs: Any) -> Any:
@@ -106,15 +110,17 @@ class ReqPath:
                 record.view_end_offset_ns = recorder.last_ns - recorder.base_ns
 
         # Only where nothing between Flask and reqpath can turn a body in memory into one that is made later.
-        is_innermost = getattr(app.extensions[_EXTENSION].app, "__self__", None) is app
+        middleware = app.extensions[_EXTENSION]
+        is_innermost = getattr(middleware.app, "__self__", None) is app
 
         def hooked_finalize_request(*args: Any, **kwargs: Any) -> Any:
             response = finalize_request(*args, **kwargs)
             recorder = current.get()
             try:
-                if recorder is not None and is_innermost and response.is_sequence:
-                    recorder.in_memory = True
-                    recorder.record.response_bytes = sum(map(len, response.response))
+                if recorder is not None and is_innermost:
+                    recorder.in_memory = middleware if response.is_sequence else None
+                    if response.is_sequence:
+                        recorder.record.response_bytes = sum(map(len, response.iter_encoded()))
             except Exception:
                 note_fault("reading the response")
             return response
@@ -134,7 +140,13 @@ class ReqPath:
                 return do_teardown_appcontext(*args, **kwargs)
             finally:
                 recorder = current.get()
-                if recorder is not None and recorder.segment == FRAMEWORK and recorder.is_own_thread():
+                # Before the response has started, it is an app context of the app's own within the request.
+                if (
+                    recorder is not None
+                    and recorder.segment == FRAMEWORK
+                    and recorder.record.response_start_offset_ns is not None
+                    and recorder.is_own_thread()
+                ):
                     recorder.switch(MIDDLEWARE)
 
         def note_exception(_sender: Any, exception: BaseException, **_extra: Any) -> None:
@@ -149,14 +161,6 @@ class ReqPath:
         app.do_teardown_appcontext = hooked_do_teardown_appcontext  # type: ignore[method-assign]
         # Flask's signals hold their receivers weakly unless told otherwise.
         got_request_exception.connect(note_exception, app, weak=False)
-
-
-def _know_flask(recorder: RequestRecorder) -> None:
-    """Make Flask's segments known to a record that a plain middleware outside began."""
-    exclusive_ns: list[int | None] = recorder.record.exclusive_ns
-    for segment in (MIDDLEWARE, FRAMEWORK, VIEW, TEMPLATE):
-        if exclusive_ns[segment] is None:
-            exclusive_ns[segment] = 0
 
 
 def _with_service_name(settings: Settings, name: str) -> Settings:

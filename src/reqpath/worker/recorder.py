@@ -22,6 +22,7 @@ from opentelemetry.context import Context
 
 from reqpath.record import AttributeValue, Operation, SpanEvent, WorkerRecord
 from reqpath.tiers import WORKER_SEGMENTS
+from reqpath.worker.guard import note_fault
 
 MIDDLEWARE: Final = WORKER_SEGMENTS.index("flask.middleware")
 FRAMEWORK: Final = WORKER_SEGMENTS.index("flask.framework")
@@ -81,8 +82,8 @@ class RequestRecorder:
         # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
         self.owner = threading.get_ident()
         self.finished = False
-        #: The response's body is in memory, so that no code of the app runs while it is sent.
-        self.in_memory = False
+        #: The middleware whose Flask app has the body in memory, so that sending it runs no code of the app.
+        self.in_memory: object = None
         #: OpenTelemetry's context with the request's span; None where that failed.
         self.span_context: Context | None = None
         self.outer: RequestRecorder | None = None
@@ -96,10 +97,13 @@ class RequestRecorder:
 
         `last_ns` is then the instant of the switch. Only the request's own thread may: see `is_own_thread`.
         """
-        now_ns = self.monotonic_ns()
         previous = self.segment
-        self.exclusive_ns[previous] += now_ns - self.last_ns
-        self.last_ns = now_ns
+        try:
+            now_ns = self.monotonic_ns()
+            self.exclusive_ns[previous] += now_ns - self.last_ns
+            self.last_ns = now_ns
+        except Exception:
+            note_fault("the change of a segment")
         self.segment = segment
         return previous
 
@@ -108,19 +112,23 @@ class RequestRecorder:
 
         In it this recorder and the request's span are current; between steps nothing is: the server sends.
         """
-        now_ns = self.monotonic_ns()
-        self.exclusive_ns[self.segment] += now_ns - self.last_ns
-        self.last_ns = now_ns
-        self.segment = segment
+        self.switch(segment)
         self.outer = current.get()
         current.set(self)
         if self.span_context is not None:
-            self.outer_context = _attach(self.span_context)
+            try:
+                self.outer_context = _attach(self.span_context)
+            except Exception:
+                self.span_context = None
+                note_fault("OpenTelemetry's context")
 
     def leave(self) -> None:
         """Leave the step: what was current before is so again, and the time goes to sending."""
         if self.span_context is not None:
-            _detach(self.outer_context)
+            try:
+                _detach(self.outer_context)
+            except Exception:
+                note_fault("OpenTelemetry's context")
         current.set(self.outer)
         self.switch(SEND)
 
@@ -131,6 +139,13 @@ class RequestRecorder:
     def offset_ns(self) -> int:
         """Return the time since `app_start`."""
         return self.monotonic_ns() - self.base_ns
+
+    def count_bytes(self, chunk: bytes) -> None:
+        """Count what the app hands out of the response's body."""
+        try:
+            self.record.response_bytes = (self.record.response_bytes or 0) + len(chunk)
+        except Exception:
+            note_fault("a chunk without a length")
 
     def add_operation(self, operation: Operation) -> None:
         """Keep a database operation, up to the bound."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -24,7 +25,7 @@ from opentelemetry.trace import (
 
 from reqpath.record import AttributeValue, SpanEvent
 from reqpath.worker.guard import note_fault
-from reqpath.worker.recorder import MAX_TEXT, RequestRecorder
+from reqpath.worker.recorder import MAX_ATTRIBUTES, MAX_TEXT, RequestRecorder
 
 
 class RequestSpan(Span):
@@ -59,7 +60,7 @@ class RequestSpan(Span):
         try:
             clean = clean_attribute(value)
             if clean is not None and isinstance(key, str) and key and self.is_recording():
-                self._recorder.set_attribute(key, clean)
+                self._recorder.set_attribute(_clean_text(key), clean)
         except Exception:
             note_fault("span.set_attribute")
 
@@ -79,20 +80,27 @@ class RequestSpan(Span):
             if not self.is_recording():
                 return
             recorder = self._recorder
-            time_ns = recorder.offset_ns() if timestamp is None else timestamp - recorder.record.app_start_ns
+            if timestamp is None:
+                time_ns = recorder.offset_ns()
+            else:
+                time_ns = int(timestamp) - recorder.record.app_start_ns
+                time_ns = max(-_MAX_INT - 1, min(time_ns, _MAX_INT))
             clean = {
-                str(key): value
-                for key, raw in (attributes or {}).items()
+                _clean_text(key): value
+                for key, raw in islice((attributes or {}).items(), MAX_ATTRIBUTES)
                 if (value := clean_attribute(raw)) is not None
             }
-            recorder.add_event(SpanEvent(str(name), time_ns, clean))
+            recorder.add_event(SpanEvent(_clean_text(name), time_ns, clean))
         except Exception:
             note_fault("span.add_event")
 
     def update_name(self, name: str) -> None:
         """Keep the name that the app gives to the span."""
-        if self.is_recording():
-            self._recorder.record.span_name = str(name)[:MAX_TEXT]
+        try:
+            if self.is_recording():
+                self._recorder.record.span_name = _clean_text(name)
+        except Exception:
+            note_fault("span.update_name")
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Keep the status; OK is final, and unset changes nothing, as the SDK does it."""
@@ -105,7 +113,10 @@ class RequestSpan(Span):
                 code = status
             held = self._recorder.record.span_status
             if code is not StatusCode.UNSET and (held is None or held[0] != "OK"):
-                self._recorder.record.span_status = (code.name, description)
+                self._recorder.record.span_status = (
+                    code.name,
+                    None if description is None else _clean_text(description),
+                )
         except Exception:
             note_fault("span.set_status")
 
@@ -149,22 +160,32 @@ def build_span_context(span: Span) -> Context:
 _SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())), None)
 
 
+_MAX_INT = (1 << 63) - 1
+
+
+def _clean_text(value: Any) -> str:
+    return str(value)[:MAX_TEXT].encode("utf-8", "replace").decode()
+
+
 def clean_attribute(value: Any) -> AttributeValue | None:
     """Return what the record can hold of an attribute's value; None for what OpenTelemetry would refuse.
 
     Source: https://opentelemetry.io/docs/specs/otel/common/#attribute
     """
-    if isinstance(value, (bool, float)):
+    # Subclasses, such as numpy's float or markupsafe's str, become plain: the encoder takes no others.
+    if isinstance(value, bool):
         return value
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, int):
         # msgpack ends at 64 bits, and so does OTLP.
-        return value if -(1 << 63) <= value < 1 << 63 else str(value)
+        return int(value) if -_MAX_INT - 1 <= value <= _MAX_INT else _clean_text(value)
     if isinstance(value, str):
-        return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+        return _clean_text(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")[:MAX_TEXT]
     if isinstance(value, Sequence):
-        items = [clean_attribute(item) for item in value[:128]]
+        items = [clean_attribute(item) for item in value[:MAX_ATTRIBUTES]]
         kept = [item for item in items if isinstance(item, (str, bool, int, float))]
         if len(kept) == len(items) and len({type(item) for item in kept}) <= 1:
             return kept

@@ -36,10 +36,13 @@ def parse_seconds(text: str) -> tuple[int, int] | None:
     (1732371000125000000, 1000000)
     """
     # No regular expression: this runs up to four times a request.
-    whole, _, fraction = text.partition(".")
+    whole, dot, fraction = text.partition(".")
     digits = whole + fraction
     places = len(fraction)
-    if not whole or places > 9 or len(digits) > _MAX_DIGITS or not (digits.isdigit() and digits.isascii()):
+    # Ten digits of seconds reach to the year 2286; more are another unit.
+    if not 1 <= len(whole) <= 10 or places > 9 or not (digits.isdigit() and digits.isascii()):
+        return None
+    if dot and not fraction:
         return None
     unit_ns = _PLACE_NS[places]
     return int(digits) * unit_ns, unit_ns

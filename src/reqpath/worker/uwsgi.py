@@ -90,7 +90,8 @@ def _common_transport(descriptors: list[int]) -> Transport | None:
 def _transport_of(fd: int) -> Transport | None:
     try:
         connection = socket.socket(fileno=fd)
-    except OSError:
+    except (OSError, ValueError):
+        # Not a socket, or none at all: -1.
         return None
     family = connection.family
     connection.detach()

@@ -27,6 +27,7 @@ from reqpath.worker.span import RequestSpan, build_span_context
 from reqpath.worker.stamps import (
     MAX_AGE_NS,
     MAX_FUTURE_NS,
+    is_digits,
     parse_microseconds,
     parse_nginx_stamp,
     parse_request_start,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 #: Where the request's recorder is in the WSGI environ.
 ENVIRON_KEY: Final = "reqpath.recorder"
 _MAX_PATH: Final = 1024
+#: An app can put megabytes on its span; a record of more than this goes without.
+_MAX_RECORD_BYTES: Final = 1 << 20
+_FLASK_SEGMENTS: Final = (segments.MIDDLEWARE, segments.FRAMEWORK, segments.VIEW, segments.TEMPLATE)
 
 
 class RequestMiddleware:
@@ -68,9 +72,10 @@ class RequestMiddleware:
         self._clock = clock
         self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
         self._body_segment = segments.VIEW if flask else segments.APP
-        self._blank: list[int | None] = [
-            None if name.startswith(("mysql.", "wsgi." if flask else "flask.")) else 0
-            for name in WORKER_SEGMENTS
+        self._unmeasured = [
+            i
+            for i, name in enumerate(WORKER_SEGMENTS)
+            if name.startswith(("mysql.", "wsgi." if flask else "flask."))
         ]
         self._facts = ServerFacts()
         self._facts_pid = 0
@@ -89,12 +94,13 @@ class RequestMiddleware:
 
     def know_segments(self, *names: str) -> None:
         """Say that hooks measure these segments, so that a request without any of them has 0, not unknown."""
-        for name in names:
-            self._blank[WORKER_SEGMENTS.index(name)] = 0
+        known = [WORKER_SEGMENTS.index(name) for name in names]
+        self._unmeasured = [i for i in self._unmeasured if i not in known]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application as the server would, and record the request."""
-        if ENVIRON_KEY in environ or not self.settings.enabled:
+        outside = environ.get(ENVIRON_KEY)
+        if (outside is not None and not outside.finished) or not self.settings.enabled:
             return self.app(environ, start_response)
         try:
             recorder = self._begin(environ)
@@ -114,6 +120,7 @@ class RequestMiddleware:
             return self._watch_body(recorder, environ, result)
         except Exception:
             note_fault("the response")
+            self.finish(recorder, closed=False)
             return result
 
     def finish(self, recorder: RequestRecorder, *, closed: bool) -> None:
@@ -124,6 +131,12 @@ class RequestMiddleware:
         try:
             recorder.switch(recorder.segment)
             record = recorder.record
+            for segment in self._unmeasured:
+                # Another app's hook may have measured it, or Flask inside a plain middleware.
+                if not record.exclusive_ns[segment] and not (
+                    segment in _FLASK_SEGMENTS and record.flask_start_offset_ns is not None
+                ):
+                    record.exclusive_ns[segment] = None
             if closed:
                 record.closed_offset_ns = recorder.last_ns - recorder.base_ns
             if recorder.cpu_start_ns is not None and recorder.is_own_thread():
@@ -151,6 +164,7 @@ class RequestMiddleware:
             # PEP 3333: bytes travel as latin-1.
             path = path.encode("latin-1", "replace").decode("utf-8", "replace")
         length = environ.get("CONTENT_LENGTH")
+        core = environ.get("uwsgi.core")
         record = WorkerRecord(
             "",
             "%016x" % self._random_bits(64),  # noqa: UP031 - a quarter faster than an f-string here
@@ -163,11 +177,11 @@ class RequestMiddleware:
             None,
             wall_ns,
             None,
-            self._blank.copy(),
-            core=environ.get("uwsgi.core"),
+            [0] * len(WORKER_SEGMENTS),
+            core=core if type(core) is int else None,
             transport=facts.transport,
             host=environ.get("HTTP_HOST"),
-            request_bytes=int(length) if length and length.isdecimal() else None,
+            request_bytes=int(length) if length and len(length) < 19 and is_digits(length) else None,
         )
         self._read_stamps(environ, record)
         if facts.transport is None and self._uwsgi is not None:
@@ -217,7 +231,11 @@ class RequestMiddleware:
                 rejected.append("nginx_pass")
         elif trusted and (text := environ.get("HTTP_X_REQUEST_START") or environ.get("HTTP_X_QUEUE_START")):
             header = parse_request_start(text)
-            if header is not None and earliest_ns <= header[1] <= latest_ns:
+            if (
+                header is not None
+                and earliest_ns <= header[1] <= latest_ns
+                and (header[0] is None or header[0] >= earliest_ns)
+            ):
                 record.nginx_start_ns, record.nginx_pass_ns, record.nginx_resolution_ns = header
             else:
                 rejected.append("nginx_pass")
@@ -249,8 +267,10 @@ class RequestMiddleware:
         if isinstance(result, (list, tuple)):
             recorder.record.response_bytes = sum(map(len, result))
             return _SizedBody(self, recorder, result, self._body_segment)
-        if recorder.in_memory:
+        if recorder.in_memory is self:
             return _Body(self, recorder, result, self._body_segment)
+        if hasattr(result, "__len__"):
+            return _SizedStreamedBody(self, recorder, result, self._body_segment)
         return _StreamedBody(self, recorder, result, self._body_segment)
 
     def _finish_sendfile(self, recorder: RequestRecorder) -> None:
@@ -308,6 +328,10 @@ class _Body:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._iterable)
 
+    def __next__(self) -> bytes:
+        # Flask's own response is an iterator, so code around the app may call `next` on it.
+        return next(self._iterable)  # type: ignore[call-overload, no-any-return]  # as the app's own would
+
     def close(self) -> None:
         """Close the application's iterable, then end the record."""
         close = getattr(self._iterable, "close", None)
@@ -315,6 +339,7 @@ class _Body:
             self._finish(self._recorder, closed=True)
             return
         self._recorder.enter(self._segment)
+        self._recorder.record.closing_offset_ns = self._recorder.last_ns - self._recorder.base_ns
         try:
             close()
         except BaseException as error:
@@ -371,19 +396,23 @@ class _StreamedBody(_Body):
             raise
         finally:
             recorder.leave()
-        try:
-            recorder.record.response_bytes = (recorder.record.response_bytes or 0) + len(chunk)
-        except TypeError:
-            note_fault("a chunk without a length")
+        recorder.count_bytes(chunk)
         return chunk
+
+
+class _SizedStreamedBody(_StreamedBody):
+    """A streamed body with a length."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
 
 
 def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> StartResponse:
     """Return a `start_response` that notes status and instant, and whose `write` counts as sending."""
 
-    def start(
-        status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
-    ) -> Callable[[bytes], object]:
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
         try:
             recorder.record.response_start_offset_ns = recorder.offset_ns()
             recorder.record.status = int(status[:3])
@@ -397,9 +426,11 @@ def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> St
         def timed_write(chunk: bytes, /) -> object:
             previous = recorder.switch(segments.SEND)
             try:
-                return write(chunk)
+                result = write(chunk)
             finally:
                 recorder.switch(previous)
+            recorder.count_bytes(chunk)
+            return result
 
         return timed_write
 
@@ -442,19 +473,22 @@ class _SendfileEnd:
 
 def _encode_safely(record: WorkerRecord) -> bytes:
     try:
-        return encode(record)
+        payload = encode(record)
+        if len(payload) <= _MAX_RECORD_BYTES:
+            return payload
     except (UnicodeEncodeError, TypeError, OverflowError):
-        # Lone surrogates from undecodable bytes, or a value of a foreign type: give up what holds them.
-        record.attributes, record.events, record.span_status = {}, [], None
-        record.operations, record.dropped_operations = [], record.dropped_operations + len(record.operations)
-        if record.exception is not None:
-            kind, message, stack = (_encodable(text) for text in record.exception)
-            record.exception = kind, message, stack
-        for name in ("method", "path", "route", "host", "span_name"):
-            value = getattr(record, name)
-            if value is not None:
-                setattr(record, name, _encodable(str(value)))
-        return encode(record)
+        pass
+    # Too much, lone surrogates from undecodable bytes, or a foreign type: give up what may hold it.
+    record.attributes, record.events, record.span_status = {}, [], None
+    record.operations, record.dropped_operations = [], record.dropped_operations + len(record.operations)
+    if record.exception is not None:
+        kind, message, stack = (_encodable(text) for text in record.exception)
+        record.exception = kind, message, stack
+    for name in ("method", "path", "route", "host", "span_name"):
+        value = getattr(record, name)
+        if value is not None:
+            setattr(record, name, _encodable(str(value))[:_MAX_PATH])
+    return encode(record)
 
 
 def _encodable(text: str) -> str:
