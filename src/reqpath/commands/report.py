@@ -1,0 +1,191 @@
+"""`reqpath report`: the breakdown of a spool's requests."""
+
+from __future__ import annotations
+
+import fnmatch
+import gc
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from reqpath.collect.join import BATCH_BYTES, Joiner, read_paths
+from reqpath.errors import ConfigurationError, MissingExtraError
+from reqpath.path import RequestPath
+from reqpath.settings import default_spool
+from reqpath.spool import SpoolReader
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reqpath.analyse.breakdown import Breakdown, BreakdownBuilder
+
+_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+#: A worker's record waits as long for nginx's line, when the report is watched.
+_PATIENCE_NS = 5_000_000_000
+_PROGRESS_EVERY = 20_000
+
+Keep = Callable[[RequestPath], bool]
+
+
+def parse_since(text: str, now_ns: int) -> int:
+    """Return the instant, ns since the epoch, that `10m`, `90s`, `2h`, `1d` (ago) or an ISO date names.
+
+    Raises: ConfigurationError for anything else.
+    """
+    if match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|min|m|h|d)", text.strip(), re.ASCII):
+        return now_ns - int(float(match[1]) * _UNITS_S[match[2]] * 1e9)
+    try:
+        return int(datetime.fromisoformat(text.strip()).timestamp() * 1e9)
+    except (ValueError, OverflowError, OSError):
+        raise ConfigurationError(
+            f"--since is {text!r}; it takes 30s, 10m, 2h, 1d, or a date and time such as 2026-01-31T12:00"
+        ) from None
+
+
+def matches_route(route: str, wanted: str) -> bool:
+    """Tell whether a route, `GET /items/<int:id>`, is wanted: by its rule, with the method, or with `*`."""
+    rule = route.partition(" ")[2]
+    if "*" in wanted:
+        # Brackets are no pattern: routes may hold them.
+        pattern = wanted.replace("[", "[[]")
+        return fnmatch.fnmatchcase(route, pattern) or fnmatch.fnmatchcase(rule, pattern)
+    return wanted in (route, rule)
+
+
+@click.command(name="report")
+@click.argument("spool", required=False, type=click.Path())
+@click.option("--route", metavar="ROUTE", help="Only this route: '/items/<int:id>', 'GET /items', '/items*'.")
+@click.option(
+    "--since", metavar="WHEN", help="Only requests that started since: 30s, 10m, 2h, 1d ago, or ISO."
+)
+@click.option("--slowest", metavar="N", default=5, show_default=True, type=click.IntRange(0, 1000))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
+@click.option("--watch", is_flag=True, help="Stay, and read what comes. End it with Ctrl-C.")
+def command(
+    *, spool: str | None, route: str | None, since: str | None, slowest: int, as_json: bool, watch: bool
+) -> None:
+    r"""Show where the time of the recorded requests went.
+
+    SPOOL is the directory that the app writes to: REQPATH_SPOOL, or one in the temporary directory.
+
+    \b
+    Example:
+      reqpath report --since 10m
+      reqpath report /run/reqpath --route '/items/<int:id>' --json
+    """
+    try:
+        from rich.console import Console
+
+        from reqpath.analyse.breakdown import BreakdownBuilder
+    except ImportError as error:
+        raise MissingExtraError("report", error.name or "numpy and rich") from error
+    if watch and as_json:
+        raise click.UsageError("--watch and --json exclude each other")
+    reader = SpoolReader(spool or default_spool(), batch_bytes=BATCH_BYTES)
+    keep = _build_filter(route, since)
+    builder = BreakdownBuilder(slowest=slowest)
+    if watch:
+        _watch(reader, builder, keep, Console())
+        return
+    # Records hold no cycles, and there are millions of them.
+    gc.disable()
+    for path in _show_progress(read_paths(reader)):
+        if keep is None or keep(path):
+            builder.add(path)
+    breakdown = builder.build(reader.losses)
+    if as_json:
+        from reqpath.render.document import breakdown_to_json
+
+        json.dump(breakdown_to_json(breakdown), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    _print_report(breakdown, reader.directory, Console(), filtered=keep is not None)
+
+
+def _build_filter(route: str | None, since: str | None) -> Keep | None:
+    if route is None and since is None:
+        return None
+    since_ns = None if since is None else parse_since(since, time.time_ns())
+
+    def keep(path: RequestPath) -> bool:
+        if since_ns is not None and path.timing.start_ns < since_ns:
+            return False
+        return route is None or matches_route(path.route, route)
+
+    return keep
+
+
+def _print_report(breakdown: Breakdown, directory: str, console: Console, *, filtered: bool) -> None:
+    from rich.text import Text
+
+    from reqpath.render.text import render_report
+
+    if not breakdown.whole.requests:
+        if filtered:
+            text = f"None of the requests in {directory} is of this route and time."
+        else:
+            text = (
+                f"No requests in the spool {directory} yet.\n\n"
+                "Put ReqPath(app) into the app and let it answer a request; if the app's REQPATH_SPOOL is\n"
+                "another directory, name that one: reqpath report SPOOL. For a first look: reqpath demo."
+            )
+        console.print(Text(text))
+        return
+    render_report(breakdown, console)
+
+
+def _show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:
+    """Hand on the paths, and say on a terminal how many there were so far."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from paths
+        return
+    with console.status("reading the spool") as status:
+        for count, path in enumerate(paths, 1):
+            if count % _PROGRESS_EVERY == 0:
+                status.update(f"reading the spool: {count:,} requests")
+            yield path
+
+
+def _watch(reader: SpoolReader, builder: BreakdownBuilder, keep: Keep | None, console: Console) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    from reqpath.render.text import MAX_WIDTH, build_report, has_colour
+
+    joiner = Joiner()
+
+    def read() -> Iterator[RequestPath]:
+        for info, records in reader.read():
+            joiner.expect_nginx = reader.has_nginx_lines
+            yield from joiner.add(info, records)
+        yield from joiner.release(time.time_ns() - _PATIENCE_NS)
+
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        try:
+            while True:
+                for path in read():
+                    if keep is None or keep(path):
+                        builder.add(path)
+                if builder.requests:
+                    page = build_report(
+                        builder.build(reader.losses),
+                        min(console.width, MAX_WIDTH),
+                        colour=has_colour(console),
+                    )
+                else:
+                    page = Text(f"waiting for requests in {reader.directory}")
+                live.update(page, refresh=True)
+                time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+    if builder.requests:
+        _print_report(builder.build(reader.losses), reader.directory, console, filtered=False)
