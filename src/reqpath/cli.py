@@ -42,16 +42,18 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  reqpath demo              a first look, on private servers
+  reqpath report            your app's requests, once `ReqPath(app)` is in it
+""",
+)
 @click.version_option(reqpath.__version__, prog_name="reqpath")
 def group() -> None:
-    r"""Where did the time of this request go?
-
-    \b
-    Example:
-      reqpath demo              a first look, on private servers
-      reqpath report            your app's requests, once `ReqPath(app)` is in it
-    """
+    """Where did the time of this request go?"""
 
 
 def main() -> None:
