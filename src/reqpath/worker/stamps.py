@@ -16,17 +16,118 @@ documentation, and Render's.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: Longer than any request; a stamp older than this is not believed.
 MAX_AGE_NS: Final = 24 * 3600 * 1_000_000_000
 #: Clocks of two hosts may differ a little; `tiers.measure` says what to make of it. More is not believed.
 MAX_FUTURE_NS: Final = 5 * 1_000_000_000
 
+#: traceparent, start and pass with microseconds, accept, parsed.
+_USUAL: Final = re.compile(
+    r"00-([0-9a-f]{32})-([0-9a-f]{16})-0([01]) (\d{10})\.(\d{6}) (\d{10})\.(\d{6}) (\d{16}) (\d{16})",
+    re.ASCII,
+)
+_NO_TRACE: Final = "0" * 32
+_NO_SPAN: Final = "0" * 16
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 #: Nanoseconds in a unit of the n-th decimal place of a second.
 _PLACE_NS: Final = tuple(10 ** (9 - place) for place in range(10))
 _MAX_DIGITS: Final = 19
+
+
+class Stamps(NamedTuple):
+    """What a request brought along; instants are ns since the epoch, None is not there or not believed."""
+
+    #: Empty when nobody started a trace.
+    trace_id: str
+    parent_id: str
+    sampled: bool
+    nginx_start_ns: int | None
+    nginx_pass_ns: int | None
+    #: Of the two above.
+    nginx_resolution_ns: int | None
+    accept_ns: int | None
+    parsed_ns: int | None
+    #: Names of stamps that were there and not believed.
+    rejected: list[str]
+
+
+def read_stamps(environ: WSGIEnvironment, now_ns: int, *, trusted_proxy: bool) -> Stamps:
+    """Read the stamps of the request being served; `trusted_proxy` says that headers can be believed."""
+    read = environ.get
+    # One regular expression over all five, as the recommended configuration sends them: a fifth of the time
+    # that taking them one by one costs.
+    match = _USUAL.fullmatch(
+        f"{read('REQPATH_TRACEPARENT')} {read('REQPATH_START')} {read('REQPATH_PASS')} "
+        f"{read('REQPATH_ACCEPT')} {read('REQPATH_PARSED')}"
+    )
+    if match is not None:
+        trace_id, parent_id, flag, s, start, p, passed, accept, parsed = match.groups()
+        start_ns, pass_ns = int(s + start) * 1_000, int(p + passed) * 1_000
+        accept_ns, parsed_ns = int(accept) * 1_000, int(parsed) * 1_000
+        earliest_ns, latest_ns = now_ns - MAX_AGE_NS, now_ns + MAX_FUTURE_NS
+        if (
+            earliest_ns <= start_ns <= latest_ns
+            and earliest_ns <= pass_ns <= latest_ns
+            and earliest_ns <= accept_ns <= latest_ns
+            and earliest_ns <= parsed_ns <= latest_ns
+            and trace_id != _NO_TRACE
+            and parent_id != _NO_SPAN
+        ):
+            return Stamps(
+                trace_id, parent_id, flag == "1", start_ns, pass_ns, 1_000, accept_ns, parsed_ns, []
+            )
+    return _read_one_by_one(environ, now_ns, trusted_proxy)
+
+
+def _read_one_by_one(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool) -> Stamps:
+    rejected: list[str] = []
+
+    def believe(name: str, stamp_ns: int | None) -> bool:
+        if stamp_ns is not None and now_ns - MAX_AGE_NS <= stamp_ns <= now_ns + MAX_FUTURE_NS:
+            return True
+        rejected.append(name)
+        return False
+
+    parent = None
+    text = environ.get("REQPATH_TRACEPARENT") or (environ.get("HTTP_TRACEPARENT") if trusted_proxy else None)
+    if text:
+        parent = parse_traceparent(text)
+        if parent is None:
+            rejected.append("traceparent")
+    trace_id, parent_id, sampled = parent or ("", "", True)
+
+    start_ns = pass_ns = resolution_ns = accept_ns = parsed_ns = None
+    if text := environ.get("REQPATH_START"):
+        stamp = parse_nginx_stamp(text)
+        if believe("nginx_start", stamp and stamp[0]) and stamp is not None:
+            start_ns, resolution_ns = stamp
+    if text := environ.get("REQPATH_PASS"):
+        stamp = parse_nginx_stamp(text)
+        if believe("nginx_pass", stamp and stamp[0]) and stamp is not None:
+            pass_ns = stamp[0]
+            resolution_ns = max(stamp[1], resolution_ns or 0)
+    elif trusted_proxy and (text := environ.get("HTTP_X_REQUEST_START") or environ.get("HTTP_X_QUEUE_START")):
+        header = parse_request_start(text)
+        if (
+            believe("nginx_pass", header and header[1])
+            and header is not None
+            and (header[0] is None or believe("nginx_start", header[0]))
+        ):
+            start_ns, pass_ns, resolution_ns = header
+    if text := environ.get("REQPATH_ACCEPT"):
+        stamp_ns = parse_microseconds(text)
+        accept_ns = stamp_ns if believe("accept", stamp_ns) else None
+    if text := environ.get("REQPATH_PARSED"):
+        stamp_ns = parse_microseconds(text)
+        parsed_ns = stamp_ns if believe("parsed", stamp_ns) else None
+    return Stamps(
+        trace_id, parent_id, sampled, start_ns, pass_ns, resolution_ns, accept_ns, parsed_ns, rejected
+    )
 
 
 def parse_seconds(text: str) -> tuple[int, int] | None:
@@ -82,7 +183,7 @@ def parse_traceparent(text: str) -> tuple[str, str, bool] | None:
     version, trace_id, parent_id, flags, more = match.groups()
     if version == "ff" or (version == "00" and more is not None):
         return None
-    if trace_id == "0" * 32 or parent_id == "0" * 16:
+    if trace_id == _NO_TRACE or parent_id == _NO_SPAN:
         return None
     return trace_id, parent_id, bool(int(flags, 16) & 1)
 
