@@ -197,3 +197,10 @@ def finished_at_ns(record: Record) -> int:
     if isinstance(record, WorkerRecord):
         return record.app_start_ns + (record.closed_offset_ns or 0)
     return record.end_ns
+
+
+def operation_time_ns(operation: Operation) -> int:
+    """Return how long the client was at an operation, without what it did between two fetches."""
+    if operation.fetch_ns is None or operation.first_byte_ns is None:
+        return operation.end_ns - operation.start_ns
+    return operation.first_byte_ns - operation.start_ns + operation.fetch_ns

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reqpath.path import RequestPath
-from reqpath.record import Operation, WriterInfo
+from reqpath.record import Operation, WriterInfo, operation_time_ns
 from reqpath.spool import SpoolLosses
 from reqpath.tiers import INDEX, NAMES, SEGMENTS, STAMPS, WORKER_SEGMENTS
 
@@ -570,7 +570,7 @@ class _OperationTable:
             number = numbers.get(key)
             if number is None:
                 number = self._number(key)
-            rows.append((number, operation.end_ns - operation.start_ns))
+            rows.append((number, operation_time_ns(operation)))
             if operation.error is not None:
                 self._errors[number] += 1
             if kind == "connect":
@@ -737,7 +737,7 @@ class _GroupBuilder:
                     figures.share,
                     figures.median_ns,
                     figures.slowest_ns,
-                    _resolution_of(figures.name, resolution_ns),
+                    resolution_of(figures.name, resolution_ns),
                     None if slow is None else names[slow[0]],
                     0.0 if slow is None else slow[1],
                 )
@@ -789,7 +789,8 @@ def _slice_of(values: _Column) -> Slice:
     return Slice(len(values), _mean(values))
 
 
-def _resolution_of(segment: str, total_resolution_ns: int) -> int:
+def resolution_of(segment: str, total_resolution_ns: int) -> int:
+    """Return the resolution of a segment, ns, in a request whose coarsest stamp has `total_resolution_ns`."""
     if segment in _FROM_NGINX:
         return max(total_resolution_ns, 1_000)
     if segment == "nginx.upstream":

@@ -95,7 +95,7 @@ def command(
         return
     # Records hold no cycles, and there are millions of them.
     gc.disable()
-    for path in _show_progress(read_paths(reader)):
+    for path in show_progress(read_paths(reader)):
         if keep is None or keep(path):
             builder.add(path)
     breakdown = builder.build(reader.losses)
@@ -140,7 +140,7 @@ def _print_report(breakdown: Breakdown, directory: str, console: Console, *, fil
     render_report(breakdown, console)
 
 
-def _show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:
+def show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:
     """Hand on the paths, and say on a terminal how many there were so far."""
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""The JSON of `reqpath report --json`, documented in docs/report-json.md.
+"""The JSON of `reqpath report --json` and `reqpath trace --json`, documented in docs/report-json.md.
 
 Durations are ns, as floats where they are means; shares are of the total time, from 0 to 1; null is unknown.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from reqpath.analyse.breakdown import Breakdown, Group
+from reqpath.path import RequestPath
 from reqpath.render.sentence import render_sentence
-from reqpath.tiers import STAMPS
+from reqpath.tiers import NAMES, STAMPS
 
 #: Of this format: bumped when a field goes or changes its meaning; new fields come without.
 VERSION: Final = 1
@@ -144,3 +147,36 @@ def _group_to_json(group: Group) -> dict[str, Any]:
 
 def _keys_to_text(counts: dict[Any, int]) -> dict[str, int]:
     return {"unknown" if key is None else str(key): count for key, count in counts.items()}
+
+
+def path_to_json(path: RequestPath) -> dict[str, Any]:
+    """Return one request as the object that `reqpath trace --json` prints, with its records in full."""
+    timing = path.timing
+    return {
+        "version": VERSION,
+        "trace_id": path.trace_id,
+        "route": path.route,
+        "path": path.url_path,
+        "status": path.status,
+        "start_ns": timing.start_ns,
+        "total_ns": timing.total_ns,
+        "segments": dict(zip(NAMES, timing.segments, strict=True)),
+        "residual_ns": timing.residual_ns,
+        "resolution_ns": timing.resolution_ns,
+        "clamped": list(timing.clamped),
+        "skewed": list(timing.skewed),
+        "missing_stamps": list(timing.missing),
+        "abandoned": timing.abandoned,
+        "worker": _struct_to_json(path.worker),
+        "process": _struct_to_json(path.info),
+        "nginx": _struct_to_json(path.nginx),
+        "retried": [_struct_to_json(record) for record in path.retried],
+    }
+
+
+def _struct_to_json(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return {name: _struct_to_json(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, (list, tuple)):
+        return [_struct_to_json(item) for item in value]
+    return value

@@ -87,6 +87,18 @@ def build_bar(parts: Cells, width: int, *, colour: bool) -> Text:
     return bar
 
 
+def build_legend(parts: Cells) -> Text:
+    """Return the letters and names of the tiers that have any time in `parts`."""
+    seen = {tier for tier, value in parts if value > 0}
+    legend = Text()
+    for tier, (letter, hex_colour) in PALETTE.items():
+        if tier in seen:
+            legend.append(letter, style=f"#1c1c1c on {hex_colour}")
+            legend.append(f" {tier}   ")
+    legend.rstrip()
+    return legend
+
+
 def _share_cells(parts: Cells, width: int) -> list[tuple[str, int]]:
     """Share `width` cells out by largest remainder, after one cell for each part that has any time."""
     merged: list[tuple[str, float]] = []
@@ -159,14 +171,7 @@ def _build_bars(whole: figures.Group, width: int, *, colour: bool) -> Renderable
         seen += [tier for tier, value in parts if value > 0 and tier not in seen]
     if not seen:
         return None
-    legend = Text(no_wrap=False)
-    for tier in PALETTE:
-        if tier in seen:
-            letter, hex_colour = PALETTE[tier]
-            legend.append(letter, style=f"#1c1c1c on {hex_colour}")
-            legend.append(f" {tier}   ")
-    legend.rstrip()
-    return Group(table, legend)
+    return Group(table, build_legend([(tier, 1.0) for tier in seen]))
 
 
 def _build_segments(whole: figures.Group, width: int) -> RenderableType:
