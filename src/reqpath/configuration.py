@@ -218,6 +218,8 @@ def render_uwsgi(*, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = 
             "# The collector of nginx's lines, under uWSGI's master. Or leave it out and run",
             f"# `{command}` as the same user.",
             "master = true",
+            "# The socket is opened before the workers start, so no line is lost while the mule does.",
+            "import = reqpath.collect.mule",
             "mule = reqpath.collect.mule:main",
         ]
         if parsed != parse_listen(DEFAULT_LISTEN):

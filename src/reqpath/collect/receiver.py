@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import select
 import signal
@@ -44,11 +45,17 @@ _MAX_LINE_BYTES: Final = 65_536
 _BATCH: Final = 256
 #: How often the kernel is asked for its drops.
 _CHECK_MS: Final = 1_000
+#: The same while the end is near.
+_END_CHECK_MS: Final = 20
+#: The end is when nothing came for so long: nginx logs a request a little after its worker is done with it.
+_SETTLE_MS: Final = 50
+_SETTLE_LIMIT_NS: Final = 1_000_000_000
 # Linux's numbers, which Python's socket module does not name. Source: include/uapi/asm-generic/socket.h
 _SO_RCVBUFFORCE: Final = 33
 _SO_MEMINFO: Final = 55
 #: Of `SO_MEMINFO`: nine 32-bit numbers, the last is the drops. Source: include/uapi/linux/sock_diag.h
-_MEMINFO: Final = struct.Struct("=9I")
+_MEMINFO: Final = struct.Struct("=32xI")
+_DROPS: Final = struct.Struct("=I")
 
 
 @dataclass(slots=True)
@@ -78,22 +85,26 @@ class Source(Protocol):
     def read_lines(self) -> list[bytes] | None:
         """Return at most a batch of what is there, without waiting; None at the end."""
 
-    def read_drops(self) -> int:
-        """Return how many lines were dropped before this source, since its start."""
+    def take_drops(self) -> int:
+        """Return how many lines were dropped on the way to this source since the last call."""
 
     def close(self) -> None:
         """Give up the descriptor."""
 
 
 class DatagramSource:
-    """A bound UDP or Unix datagram socket."""
+    """A bound UDP or Unix datagram socket; it may be bound in one process and read in its children."""
 
-    def __init__(self, listen: Listen, *, mode: int = 0o666) -> None:
+    def __init__(self, listen: Listen, *, mode: int = 0o666, keep_path: bool = False) -> None:
         """Bind; `mode` is of a Unix socket, where nginx's workers, another user, must be able to write.
+
+        `keep_path` leaves the path of a Unix socket there when this is closed.
 
         Raises: ConfigurationError when it can't be had.
         """
-        self._path = listen.path
+        self._path = "" if keep_path else listen.path
+        # Shared with the children, so that no drop is counted by two of them.
+        self._drops = mmap.mmap(-1, _DROPS.size)
         if listen.is_unix:
             _remove_stale(listen.path)
             family = socket.AF_UNIX
@@ -126,18 +137,20 @@ class DatagramSource:
                 lines.append(self._socket.recv(_MAX_DATAGRAM_BYTES))
         return lines
 
-    def read_drops(self) -> int:
-        """Return the kernel's count of datagrams that did not fit into the buffer; modulo 2**32."""
+    def take_drops(self) -> int:
+        """Return how many datagrams did not fit into the kernel's buffer since the last call."""
         try:
-            return int(
-                _MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[8]
-            )
+            (drops,) = _MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
         except (OSError, struct.error):
             return 0
+        (taken,) = _DROPS.unpack_from(self._drops)
+        _DROPS.pack_into(self._drops, 0, drops)
+        return int(drops - taken) % (1 << 32)
 
     def close(self) -> None:
         """Close the socket, and remove its path unless another collector has taken it."""
         self._socket.close()
+        self._drops.close()
         if self._path:
             with contextlib.suppress(OSError):
                 if os.lstat(self._path).st_ino == self._inode:
@@ -179,7 +192,7 @@ class FileSource:
             self._rest = b""
         return [line for line in lines if line]
 
-    def read_drops(self) -> int:
+    def take_drops(self) -> int:
         """Return 0: nothing is lost in a file."""
         return 0
 
@@ -207,7 +220,6 @@ class Receiver:
         self._settings = settings
         self._sources = list(sources)
         self._report = report
-        self._drops: dict[Source, int] = {}
         self._writer = SpoolWriter(
             settings.spool_directory, self._build_info, max_bytes=settings.spool_max_bytes, report=report
         )
@@ -215,9 +227,14 @@ class Receiver:
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         self._stopping = False
+        self._may_stop: Callable[[], bool] | None = None
 
-    def stop(self) -> None:
-        """Have `run` end after what the kernel holds; may be called from a signal handler or a thread."""
+    def stop(self, when: Callable[[], bool] | None = None) -> None:
+        """Have `run` end after what the kernel holds; may be called from a signal handler or a thread.
+
+        With `when` it goes on until that returns True.
+        """
+        self._may_stop = when
         self._stopping = True
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
@@ -230,29 +247,32 @@ class Receiver:
         for descriptor in (self._wake.fileno(), *active):
             poller.register(descriptor, select.POLLIN)
         try:
-            while active and not self._stopping:
-                ready = poller.poll(_CHECK_MS)
-                for descriptor, _ in ready:
+            while active and not self._is_over():
+                for descriptor, _ in poller.poll(_END_CHECK_MS if self._stopping else _CHECK_MS):
                     if descriptor in active and not self._take_batch(active[descriptor]):
                         poller.unregister(descriptor)
                         del active[descriptor]
+                    elif descriptor == self._wake.fileno():
+                        self._wake.recv(64)
                 self._note_drops()
-            for source in active.values():
-                if isinstance(source, DatagramSource):
-                    self._drain(source)
+            self._settle([source for source in active.values() if isinstance(source, DatagramSource)])
             self._note_drops()
         finally:
             self._close()
         return self.counts
 
-    def _drain(self, source: Source) -> None:
-        """Take what the kernel holds now, and not what goes on coming."""
-        deadline_ns = time.monotonic_ns() + 1_000_000_000
-        while time.monotonic_ns() < deadline_ns:
-            lines = source.read_lines()
-            if not lines:
-                break
-            self._record(lines)
+    def _is_over(self) -> bool:
+        return self._stopping and (self._may_stop is None or self._may_stop())
+
+    def _settle(self, sources: list[DatagramSource]) -> None:
+        """Take what the kernel holds and what is on its way, and not what goes on coming."""
+        poller = select.poll()
+        for source in sources:
+            poller.register(source.fileno(), select.POLLIN)
+        limit_ns = time.monotonic_ns() + _SETTLE_LIMIT_NS
+        while sources and poller.poll(_SETTLE_MS) and time.monotonic_ns() < limit_ns:
+            for source in sources:
+                self._take_batch(source)
 
     def _take_batch(self, source: Source) -> bool:
         try:
@@ -287,11 +307,9 @@ class Receiver:
     def _note_drops(self) -> None:
         """Count what the kernel dropped, and leave out as many numbers, so that a reader counts them lost."""
         for source in self._sources:
-            seen = source.read_drops()
-            dropped = (seen - self._drops.get(source, 0)) % (1 << 32)
+            dropped = source.take_drops()
             if not dropped:
                 continue
-            self._drops[source] = seen
             if not self.counts.kernel_dropped:
                 self._report("the kernel dropped lines: they come faster than the collector gets CPU time")
             self.counts.kernel_dropped += dropped
