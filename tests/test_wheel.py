@@ -110,17 +110,16 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_wheel_holds_the_package_its_types_its_configuration_and_the_example(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    tracked = check_run("git", "ls-files", "src/reqpath", "nginx-conf", "examples", cwd=CHECKOUT).split()
-    places = (
-        ("src/", ""),
-        ("nginx-conf/", "reqpath/_data/nginx-conf/"),
-        ("examples/", "reqpath/_data/examples/"),
-    )
+    places = {
+        "src/reqpath": "reqpath",
+        "nginx-conf": "reqpath/_data/nginx-conf",
+        "examples": "reqpath/_data/examples",
+    }
     expected = {
-        name.replace(prefix, place, 1)
-        for name in tracked
-        for prefix, place in places
-        if name.startswith(prefix)
+        f"{place}/{path.relative_to(CHECKOUT / source)}"
+        for source, place in places.items()
+        for path in (CHECKOUT / source).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert {"reqpath/py.typed", "reqpath/_data/nginx-conf/reqpath-http.conf"} <= expected
     assert set() == expected - names
