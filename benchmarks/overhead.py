@@ -3,11 +3,12 @@
 Three uWSGI workers serve the same Flask app behind nginx with the same database: with nothing, with reqpath
 (its lines in nginx and uWSGI included), and with opentelemetry-instrumentation-flask and -pymysql, every
 request recorded and exported in batches by OTLP over HTTP to a sink on this machine. Blocks of requests go
-to them in random order; a block's figure is the CPU time of all threads of the worker, from
-`/proc/PID/task/*/schedstat`, per request. What is added is the difference within a round of blocks, so that a
-machine that changes its speed changes both. The collector's CPU is shown apart::
+to them in random order, from wrk over four connections, so that the worker is always busy; a block's figure is
+the CPU time of all threads of the worker, from `/proc/PID/task/*/schedstat`, per request. What is added is the
+difference within a round of blocks, so that a machine that changes its speed changes both. The collector's CPU
+is shown apart::
 
-    python benchmarks/overhead.py [--rounds 20] [--requests 500] [--json]
+    python benchmarks/overhead.py [--rounds 20] [--seconds 1] [--json]
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import contextlib
 import json
 import os
 import random
+import re
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import click
@@ -32,12 +35,14 @@ from rich.table import Table
 
 from reqpath.bench.database import Database, start_database
 from reqpath.bench.process import exit_on_signals
-from reqpath.bench.servers import Deployment, start_deployment
+from reqpath.bench.servers import Deployment, find_program, start_deployment
 from reqpath.bench.topology import App, Topology
 
 VARIANTS = ("nothing", "reqpath", "opentelemetry")
 ROUTES = ("plain", "queries")
 ROWS = 1000
+#: What the worker still does when the last response is out: its record, its exporter's batch.
+SETTLE_S = 0.3
 #: What the design asks for on the route with two queries.
 TARGET = 0.1
 
@@ -102,22 +107,25 @@ def find_children(deployment: Deployment) -> dict[str, int]:
     for name, start in (("worker", "spawned uWSGI worker 1 ("), ("collector", "spawned uWSGI mule 1 (")):
         _, marker, rest = lines.partition(start)
         if marker:
-            found[name] = int(rest.partition("pid: ")[2].split(",")[0].rstrip(")").split(")")[0])
+            found[name] = int(re.split(r"[,)]", rest.partition("pid: ")[2])[0])
     return found
 
 
-def drive(connection: HTTPConnection, route: str, requests: int) -> None:
-    """Send `requests` one after another over one connection."""
-    for number in range(requests):
-        connection.request("GET", f"/{route}/{number % ROWS}")
-        response = connection.getresponse()
-        response.read()
-        if response.status != 200:
-            raise click.ClickException(f"/{route} answered {response.status}")
+def drive(wrk: str, url: str, seconds: float) -> int:
+    """Keep the worker busy from a few connections for about `seconds`; return how many requests it served.
+
+    Raises: click.ClickException when a request failed.
+    """
+    command = [wrk, "--threads", "1", "--connections", "4", "--duration", f"{max(1, round(seconds))}s", url]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    served = re.search(r"(\d+) requests in", output)
+    if served is None or "Non-2xx" in output or "Socket errors" in output:
+        raise click.ClickException(f"{url} failed:\n{output}")
+    return int(served.group(1))
 
 
 def measure(
-    deployments: dict[str, Deployment], rounds: int, requests: int, console: Console
+    deployments: dict[str, Deployment], wrk: str, rounds: int, seconds: float, console: Console
 ) -> dict[str, dict[str, list[float]]]:
     """Return CPU µs per request by route and by variant (and "collector"), one figure a round."""
     figures: dict[str, dict[str, list[float]]] = {
@@ -125,17 +133,14 @@ def measure(
     }
     children = {name: find_children(deployment) for name, deployment in deployments.items()}
     order = random.Random(7)
-    with Progress(console=console, transient=True) as progress, contextlib.ExitStack() as stack:
-        connections = {
-            name: stack.enter_context(contextlib.closing(HTTPConnection("127.0.0.1", deployment.port)))
-            for name, deployment in deployments.items()
-        }
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=(rounds + 1) * len(ROUTES))
         for round_number in range(rounds + 1):
             for route in ROUTES:
                 for name in order.sample(VARIANTS, len(VARIANTS)):
                     before = {child: read_cpu_ns(pid) for child, pid in children[name].items()}
-                    drive(connections[name], route, requests)
+                    requests = drive(wrk, f"{deployments[name].url}/{route}/7", seconds)
+                    time.sleep(SETTLE_S)
                     if round_number == 0:
                         continue  # the first round warms up: imports, connections, caches
                     for child, pid in children[name].items():
@@ -211,11 +216,12 @@ def show(summary: dict[str, dict[str, dict[str, float]]], console: Console) -> N
 
 @click.command()
 @click.option("--rounds", default=20, show_default=True, help="Rounds of blocks after the warm-up.")
-@click.option("--requests", default=500, show_default=True, help="Requests in a block.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of a block.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(rounds: int, requests: int, as_json: bool) -> None:
+def main(rounds: int, seconds: float, as_json: bool) -> None:
     """Measure the CPU that reqpath adds to a request, beside OpenTelemetry's."""
     console = Console(stderr=as_json)
+    wrk = find_program("wrk", "apt install wrk")
     with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-overhead-", dir="/tmp"))
         os.environ["OVERHEAD_OTLP_ENDPOINT"] = stack.enter_context(start_sink())
@@ -230,16 +236,16 @@ def main(rounds: int, requests: int, as_json: bool) -> None:
                         workers=1,
                         reqpath=variant == "reqpath",
                         # The batch exporter's thread does not survive a fork.
-                        uwsgi_lines=("lazy-apps = true",),
+                        uwsgi_lines=("lazy-apps = true",) if variant == "opentelemetry" else (),
                     ),
                     database=database,
                 )
             )
             for variant in VARIANTS
         }
-        summary = summarise(measure(deployments, rounds, requests, console))
+        summary = summarise(measure(deployments, wrk, rounds, seconds, console))
     if as_json:
-        json.dump({"rounds": rounds, "requests": requests, "routes": summary}, sys.stdout, indent=2)
+        json.dump({"rounds": rounds, "seconds": seconds, "routes": summary}, sys.stdout, indent=2)
         print()
     else:
         show(summary, console)
