@@ -92,7 +92,7 @@ class Settings:
 def _read_environment() -> Mapping[str, str]:
     """Return `os.environ`, and inside uWSGI what its `env = ` lines set.
 
-    pyuwsgi reads its ini after Python has copied the environment, so those lines are in the C library's alone.
+    pyuwsgi reads its ini after Python has copied the environment, so those lines are the C library's alone.
     """
     if "uwsgi" not in sys.modules:
         return os.environ

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import random
 import socket
@@ -19,9 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote_plus
 
+from reqpath.collect.join import read_paths
+from reqpath.errors import ServerError
+from reqpath.path import RequestPath
 from reqpath.record import NginxRecord
 from reqpath.spool import SpoolReader
 
@@ -51,7 +55,7 @@ class Plan(NamedTuple):
 class Observation(NamedTuple):
     """What the client saw of one request; wall clock, ns since the epoch, good to a few tens of µs.
 
-    From before the first byte was sent until after the last was read; the connection was open before.
+    From before the first byte was sent until after the last was read; without connecting, without parsing.
     """
 
     trace_id: str
@@ -61,6 +65,20 @@ class Observation(NamedTuple):
     #: None when the connection broke.
     status: int | None
     response_bytes: int = 0
+
+
+class Followed(NamedTuple):
+    """A request as the client saw it and as it was recorded."""
+
+    observation: Observation
+    path: RequestPath
+
+    @property
+    def attributed_share(self) -> float:
+        """The known segments, over what the client waited; above 1 means that time was counted twice."""
+        timing = self.path.timing
+        attributed_ns = sum(filter(None, timing.segments))
+        return attributed_ns / max(1, self.observation.end_ns - self.observation.start_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +93,25 @@ class Pace:
     #: Mean pause of a client between two requests, exponentially distributed; 0 is a closed loop.
     think_s: float = 0.0
     seed: int = 1
+
+
+class _Arrivals(io.RawIOBase):
+    """A connection as a file that knows when bytes last came; parsing them takes longer than the way here."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.last_ns = 0
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self, 1 << 16)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._connection.recv_into(buffer)
+        self.last_ns = time.perf_counter_ns()
+        return count
 
 
 class Client:
@@ -104,18 +141,20 @@ class Client:
                     connection.sendall(piece)
             else:
                 connection.sendall(b"".join((head, *plan.body)))
-            response = http.client.HTTPResponse(connection, method=plan.method)
+            arrivals = _Arrivals(connection)
+            response = http.client.HTTPResponse(arrivals, method=plan.method)  # type: ignore[arg-type]
             with contextlib.closing(response):
                 response.begin()
                 status = response.status
                 received = _read_body(response, plan)
                 must_close = response.will_close
+            end_ns = start_ns + arrivals.last_ns - begin_ns
         except (OSError, http.client.HTTPException):
             # A refused connection has no start; it is told as an instant.
             if self._socket is None:
                 start_ns, begin_ns = time.time_ns(), time.perf_counter_ns()
+            end_ns = start_ns + time.perf_counter_ns() - begin_ns
             must_close = True
-        end_ns = start_ns + time.perf_counter_ns() - begin_ns
         if must_close:
             self.close()
         return Observation(trace_id, plan.kind, start_ns, end_ns, status, received)
@@ -194,16 +233,45 @@ def drive(
 
 
 def wait_for_records(spool: str, trace_ids: Set[str], deadline_s: float) -> set[str]:
-    """Wait until nginx's line of each of these requests is in the spool; return those still without."""
+    """Wait until each of these requests is in the spool, by nginx and by the worker; return the others.
+
+    A worker closes its record after nginx has answered, so either may be the last.
+    """
     missing = set(trace_ids)
+    by_nginx: set[str] = set()
+    by_worker: set[str] = set()
     give_up_s = time.monotonic() + deadline_s
     reader = SpoolReader(spool)
     while True:
         for _info, records in reader.read():
-            missing.difference_update(r.trace_id for r in records if isinstance(r, NginxRecord))
+            for record in records:
+                if not isinstance(record, NginxRecord):
+                    by_worker.add(record.trace_id)
+                else:
+                    by_nginx.add(record.trace_id)
+                    if not record.attempts:
+                        by_worker.add(record.trace_id)
+        missing -= by_nginx & by_worker
         if not missing or time.monotonic() > give_up_s:
             return missing
         time.sleep(_POLL_S)
+
+
+def follow(
+    address: tuple[str, int], spool: str, plans: Iterable[Plan], pace: Pace, *, deadline_s: float = 10.0
+) -> list[Followed]:
+    """Drive traffic and return what each client saw, beside the path that was recorded of it.
+
+    Raises: ServerError when a request is not in the spool `deadline_s` after the traffic.
+    """
+    observations: list[Observation] = []
+    drive(address, plans, pace, observations)
+    missing = wait_for_records(spool, {o.trace_id for o in observations}, deadline_s)
+    if missing:
+        kinds = ", ".join(sorted({o.kind for o in observations if o.trace_id in missing}))
+        raise ServerError(f"{len(missing)} of {len(observations)} requests are not in the spool: {kinds}")
+    paths = {path.trace_id: path for path in read_paths(SpoolReader(spool))}
+    return [Followed(observation, paths[observation.trace_id]) for observation in observations]
 
 
 def plan_shop_traffic(seed: int) -> Iterator[Plan]:

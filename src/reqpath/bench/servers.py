@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ def start_deployment(
         environment = _build_environment(topology, database)
         if topology.app.setup:
             announce("its data")
-            _fill_database(topology.app, environment, directory)
+            _run_setup(topology.app, environment, directory)
         announce("uWSGI")
         address = (
             placement.uwsgi_socket if topology.transport == "unix" else ("127.0.0.1", placement.uwsgi_port)
@@ -143,7 +144,7 @@ def start_deployment(
                 [uwsgi_path, "--ini", _write(directory, "uwsgi.ini", render_uwsgi(topology, placement))],
                 os.path.join(directory, "uwsgi.log"),
                 lambda: (
-                    is_listening(address) and _has_line(directory, "uwsgi.log", "spawned uWSGI worker 1 ")
+                    is_listening(address) and (not topology.reqpath or _is_taken(placement.collector_port))
                 ),
                 _START_S,
                 "uWSGI",
@@ -167,6 +168,14 @@ def start_deployment(
         yield Deployment(topology, placement, database, spool, uwsgi, nginx)
 
 
+def fill_database(topology: Topology, database: Database, directory: str) -> None:
+    """Run the app's `setup` on a database that several deployments are to share; its log goes to `directory`.
+
+    Raises: ServerError with the log's tail.
+    """
+    _run_setup(topology.app, _build_environment(topology, database), directory)
+
+
 def _stay_silent(_server: str) -> None:
     pass
 
@@ -175,7 +184,8 @@ def _place(topology: Topology, directory: str, spool: str, uwsgi_path: str) -> P
     """Choose ports, and write the files of reqpath's own into `directory`, filled in."""
     os.mkdir(os.path.join(directory, "temp"), 0o700)
     perl_module = find_perl_module() if topology.hires else None
-    listen = f"udp:127.0.0.1:{find_free_port()}"
+    collector_port = _find_free_udp_port()
+    listen = f"udp:127.0.0.1:{collector_port}"
     choices = configuration.NginxChoices(
         listen=listen, trusted=("127.0.0.1/32",), hires=perl_module is not None
     )
@@ -196,6 +206,7 @@ def _place(topology: Topology, directory: str, spool: str, uwsgi_path: str) -> P
         includes=includes if topology.reqpath else Includes(),
         nginx_port=find_free_port(),
         uwsgi_port=find_free_port(),
+        collector_port=collector_port,
         perl_module=perl_module,
         user="root" if os.geteuid() == 0 else None,
         virtualenv=sys.prefix if sys.prefix != sys.base_prefix else None,
@@ -228,7 +239,7 @@ def _build_environment(topology: Topology, database: Database) -> dict[str, str]
     }
 
 
-def _fill_database(app: App, environment: dict[str, str], directory: str) -> None:
+def _run_setup(app: App, environment: dict[str, str], directory: str) -> None:
     variables = [f"{name}={value}" for name, value in environment.items() if os.environ.get(name) != value]
     run_to_end(
         ["env", *variables, sys.executable, *app.setup],
@@ -245,6 +256,18 @@ def _write(directory: str, name: str, text: str) -> str:
     return path
 
 
-def _has_line(directory: str, name: str, words: str) -> bool:
-    with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as log:
-        return words in log.read()
+def _find_free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_taken(port: int) -> bool:
+    """Tell whether somebody receives datagrams at this port of 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False

@@ -105,6 +105,8 @@ class Placement:
     includes: Includes
     nginx_port: int
     uwsgi_port: int
+    #: Where nginx's lines are received, by UDP.
+    collector_port: int
     #: nginx's module for the microsecond stamps; None: stock stamps.
     perl_module: str | None
     #: nginx's workers run as this user; None leaves it to nginx, which then needs no root.
