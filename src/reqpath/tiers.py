@@ -164,6 +164,8 @@ _UWSGI_RESOLUTION_NS: Final = 1_000
 _UWSGI_TOLERANCE_NS: Final = 2 * _UWSGI_RESOLUTION_NS
 #: nginx rounds the time of each upstream attempt to a millisecond, also where its stamps are finer.
 _ATTEMPT_RESOLUTION_NS: Final = 1_000_000
+#: Closing a body takes 10 to 100 µs by itself; what takes longer is work of the app's after its answer.
+_CLOSING_NS: Final = 1_000_000
 #: The statuses of a request whose client, or whose nginx, did not wait for the worker.
 _GIVEN_UP: Final = (499, 504)
 
@@ -287,7 +289,7 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
         elif (late := _late_ns(worker, worker_end_ns, end_ns, tolerance_ns)) is not None:
             late_ns = late
             finish_ns = worker_end_ns - late_ns
-            abandoned = finish_ns - end_ns > tolerance_ns
+            abandoned = finish_ns - end_ns > max(tolerance_ns, _CLOSING_NS)
             send_ns = None if abandoned else 0
         else:
             skewed.append("nginx.send")
