@@ -5,7 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead report-speed clean
+.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-test mysql
+# What a target needs is installed in the order it is listed in.
+.NOTPARALLEL:
 
 help:
 	@echo 'make demo          install what is missing, run the demo (ARGS="--seconds 20 --transport tcp")'
@@ -15,13 +17,10 @@ help:
 	@echo 'make report-speed  measure a report over a million requests'
 	@echo 'make clean         remove the virtual environment and caches'
 
-demo: $(VENV)/demo.stamp
-	./bootstrap demo
+demo: packages-demo $(VENV)/demo.stamp
 	$(BIN)/reqpath demo $(ARGS)
 
-test: $(VENV)/dev.stamp
-	./bootstrap test
-	$(MAKE) --no-print-directory lint
+test: packages-test $(VENV)/dev.stamp lint mysql
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp
@@ -32,19 +31,25 @@ lint: $(VENV)/dev.stamp
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'not live' $(ARGS)
 
-overhead: $(VENV)/dev.stamp
-	./bootstrap demo
+overhead: packages-demo $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 report-speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py $(ARGS)
 
+packages-demo packages-test:
+	@./bootstrap $(@:packages-%=%)
+
+mysql: $(VENV)/dev.stamp
+	@$(BIN)/python tests/mysql_tree.py || echo 'make: no MySQL server; its tests will be skipped' >&2
+
 # One stamp an extra: the demo must not wait for what only the tests need.
-$(VENV)/%.stamp: pyproject.toml bootstrap
-	./bootstrap venv
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/%.stamp: pyproject.toml
+	@./bootstrap venv
+	@# Begun anew when it was not finished, or when its interpreter has gone.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
