@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
 from reqpath.tiers import Timing, measure
 
@@ -16,6 +14,8 @@ class RequestPath:
 
     `retried` holds the records of earlier attempts at the same request, which nginx took to another worker.
     """
+
+    __slots__ = ("_timing", "info", "nginx", "retried", "worker")
 
     def __init__(
         self,
@@ -29,11 +29,15 @@ class RequestPath:
         self.info = info
         self.nginx = nginx
         self.retried = retried
+        self._timing: Timing | None = None
 
-    @cached_property
+    @property
     def timing(self) -> Timing:
         """The time of this request, split into `tiers.SEGMENTS`."""
-        return measure(self.worker, self.nginx)
+        timing = self._timing
+        if timing is None:
+            timing = self._timing = measure(self.worker, self.nginx)
+        return timing
 
     @property
     def trace_id(self) -> str:

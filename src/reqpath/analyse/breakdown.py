@@ -19,15 +19,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, Table
 from reqpath.path import RequestPath
-from reqpath.record import Operation, WriterInfo, operation_time_ns
+from reqpath.record import Operation, WorkerRecord, WriterInfo, operation_time_ns
 from reqpath.spool import SpoolLosses
 from reqpath.tiers import INDEX, NAMES, SEGMENTS, STAMPS, WORKER_SEGMENTS
 
@@ -37,10 +38,8 @@ MAX_ROUTES: Final = 2_000
 MAX_STATEMENTS: Final = 5_000
 OTHERS: Final = "(others)"
 
-_CHUNK: Final = 16_384
-_UNKNOWN: Final = -1
-#: Values beyond, 146 years, come from a broken record.
-_LIMIT: Final = float(1 << 62)
+#: Few enough rows to stay in a core's cache until they are packed.
+_CHUNK: Final = 2_048
 #: nginx gives `$upstream_response_time` in ms even with its perl module.
 _MS: Final = 1_000_000
 _FROM_NGINX: Final = frozenset({"nginx.receive", "nginx.local", "queue", "nginx.send"})
@@ -48,7 +47,7 @@ _FROM_UWSGI: Final = frozenset({"uwsgi.read", "uwsgi.gil"})
 _IN_WORKER: Final = frozenset({*_FROM_UWSGI, *WORKER_SEGMENTS})
 _DATABASE_WAIT: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit"})
 
-_Column = npt.NDArray[np.signedinteger[Any]]
+_Marks = dict[tuple[Any, ...], int]
 _Indices = npt.NDArray[np.intp]
 
 
@@ -273,16 +272,17 @@ class BreakdownBuilder:
 
     def __init__(self, *, slowest: int = 5) -> None:
         """`slowest` is how many of the slowest requests are named."""
-        self._routes = _Names(MAX_ROUTES)
+        self._routes = Names(MAX_ROUTES, OTHERS)
+        #: By method and route, of those that are not one of the others.
+        self._known_routes: dict[tuple[str, str | None], int] = {}
         self._workers: dict[str, int] = {}
         self._worker_infos: list[WriterInfo] = []
-        self._segments = _Table(len(SEGMENTS))
-        # total, residual, cpu, run queue, TLS context
-        self._others = _Table(5)
-        # route, worker
-        self._labels = _Table(2)
+        self._segments = Table(len(SEGMENTS))
+        self._total, self._residual = Column(), Column()
+        self._cpu, self._run_queue, self._tls_context = Column(), Column(), Column()
+        self._route, self._worker = Column(), Column()
         #: (route, status, transport, missing, skewed, clamped, abandoned, resolution): requests.
-        self._marks: Counter[tuple[Any, ...]] = Counter()
+        self._marks: _Marks = {}
         self._operations = _OperationTable()
         self._rejected: Counter[str] = Counter()
         self._joined = self._worker_only = self._nginx_only = self._retried = 0
@@ -303,13 +303,15 @@ class BreakdownBuilder:
         worker = path.worker
         timing = path.timing
         start_ns, total_ns, segments, residual_ns, resolution_ns, clamped, skewed, missing, abandoned = timing
-        route = self._routes.number(path.route)
         cpu_ns = run_queue_ns = transport = None
         tls_ns = 0
-        worker_number = -1
+        worker_number = UNKNOWN
         if worker is None:
+            route = self._routes.number(path.route)
             self._nginx_only += 1
         else:
+            known_route = self._known_routes.get((worker.method, worker.route))
+            route = self._learn_route(path, worker) if known_route is None else known_route
             if path.nginx is None:
                 self._worker_only += 1
             else:
@@ -327,7 +329,9 @@ class BreakdownBuilder:
                 self._rejected.update(worker.rejected_stamps)
             if worker.dropped_operations:
                 self._dropped_operations += worker.dropped_operations
-        self._marks[(route, path.status, transport, missing, skewed, clamped, abandoned, resolution_ns)] += 1
+        marks = self._marks
+        mark = (route, path.status, transport, missing, skewed, clamped, abandoned, resolution_ns)
+        marks[mark] = marks.get(mark, 0) + 1
         end_ns = start_ns + total_ns
         if end_ns > self._last_ns:  # noqa: PLR1730 - half the time of max()
             self._last_ns = end_ns
@@ -336,8 +340,13 @@ class BreakdownBuilder:
         self._count += 1
         if total_ns > self._slowest_limit:
             self._keep_slow(total_ns, path)
-        self._others.rows.append((total_ns, residual_ns, cpu_ns, run_queue_ns, tls_ns))
-        self._labels.rows.append((route, worker_number))
+        self._total.append(total_ns)
+        self._residual.append(residual_ns)
+        self._cpu.append(UNKNOWN if cpu_ns is None else cpu_ns)
+        self._run_queue.append(UNKNOWN if run_queue_ns is None else run_queue_ns)
+        self._tls_context.append(tls_ns)
+        self._route.append(route)
+        self._worker.append(worker_number)
         rows = self._segments.rows
         rows.append(segments)
         if len(rows) >= _CHUNK:
@@ -346,8 +355,8 @@ class BreakdownBuilder:
     def build(self, losses: SpoolLosses | None = None) -> Breakdown:
         """Build the breakdown of what was added so far."""
         self._pack()
-        total = self._others.column(0)
-        route_of = self._labels.column(0)
+        total = self._total.read()
+        route_of = self._route.read()
         by_total = np.argsort(total, kind="stable")
         # Each route's requests, in the order of their totals.
         ordered_routes = route_of[by_total]
@@ -363,13 +372,13 @@ class BreakdownBuilder:
 
         for group in groups:
             group.take_total(total)
-        residual = self._others.column(1)
+        residual = self._residual.read()
         for group in groups:
             group.take_residual(residual, total)
         del residual, total
         busy, wall, database = (np.zeros(self._count, np.int64) for _ in range(3))
         for i, segment in enumerate(SEGMENTS):
-            column = self._segments.column(i)
+            column = self._segments.read(i)
             for group in groups:
                 group.take_segment(i, column, route_of)
             known = np.maximum(column, 0)
@@ -379,8 +388,8 @@ class BreakdownBuilder:
                 wall += known
             if segment.name in _DATABASE_WAIT:
                 database += known
-        database -= self._others.column(4)
-        cpu, run_queue = self._others.column(2), self._others.column(3)
+        database -= self._tls_context.read()
+        cpu, run_queue = self._cpu.read(), self._run_queue.read()
         lens_known = (cpu >= 0) & (run_queue >= 0)
         blocked = wall - cpu - run_queue - database
         for name, values in (
@@ -424,6 +433,12 @@ class BreakdownBuilder:
             losses=losses or SpoolLosses(),
         )
 
+    def _learn_route(self, path: RequestPath, worker: WorkerRecord) -> int:
+        number = self._routes.number(path.route)
+        if self._routes.names[number] != OTHERS:
+            self._known_routes[(worker.method, worker.route)] = number
+        return number
+
     def _worker_number(self, info: WriterInfo) -> int:
         number = self._workers.get(info.writer_id)
         if number is None:
@@ -441,12 +456,19 @@ class BreakdownBuilder:
 
     def _pack(self) -> None:
         self._segments.pack()
-        self._others.pack(signed=(0, 1))
-        self._labels.pack()
-        self._operations.pack()
+        for column in (
+            self._total,
+            self._residual,
+            self._cpu,
+            self._run_queue,
+            self._tls_context,
+            self._route,
+            self._worker,
+        ):
+            column.pack()
 
     def _build_workers(self, busy: npt.NDArray[np.int64]) -> tuple[WorkerFigures, ...]:
-        numbers = self._labels.column(1)
+        numbers = self._worker.read()
         served = numbers >= 0
         size = len(self._worker_infos)
         requests = np.bincount(numbers[served], minlength=size)
@@ -498,70 +520,23 @@ class BreakdownBuilder:
         return tuple(slowest)
 
 
-class _Names:
-    """Numbers names from 0, up to a bound, beyond which all are one."""
-
-    def __init__(self, limit: int) -> None:
-        self.names: list[str] = []
-        self._numbers: dict[str, int] = {}
-        self._limit = limit
-
-    def number(self, name: str) -> int:
-        number = self._numbers.get(name)
-        if number is None:
-            if len(self.names) >= self._limit and name != OTHERS:
-                return self.number(OTHERS)
-            number = self._numbers[name] = len(self.names)
-            self.names.append(name)
-        return number
-
-
-class _Table:
-    """Rows on the way in, columns on the way out: integers, where None becomes `_UNKNOWN`."""
-
-    def __init__(self, width: int) -> None:
-        self.rows: list[tuple[int | None, ...]] = []
-        self._chunks: list[list[_Column]] = [[] for _ in range(width)]
-
-    def pack(self, signed: Sequence[int] = ()) -> None:
-        """Turn the rows into chunks of columns; a negative value is unknown but in the columns `signed`."""
-        if not self.rows:
-            return
-        # By way of floats, which take None and are exact up to 104 days of ns.
-        table = np.array(self.rows, np.float64)
-        self.rows.clear()
-        for i, chunks in enumerate(self._chunks):
-            column = np.nan_to_num(table[:, i], nan=_UNKNOWN)
-            if i not in signed:
-                np.maximum(column, _UNKNOWN, out=column)
-            low, high = column.min(), column.max()
-            if low >= -(1 << 31) and high < 1 << 31:
-                chunks.append(column.astype(np.int32))
-            else:
-                chunks.append(np.clip(column, -_LIMIT, _LIMIT).astype(np.int64))
-
-    def column(self, i: int) -> _Column:
-        """Return a whole column; call `pack` before."""
-        chunks = self._chunks[i]
-        return np.concatenate(chunks) if chunks else np.zeros(0, np.int32)
-
-
 class _OperationTable:
     """Each database operation's time, by statement."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str | None, str | None], int] = {}
         self._keys: list[tuple[str, str | None, str | None]] = []
-        self._table = _Table(2)
+        self._number_of, self._time = Column(), Column()
+        self._pending = 0
         self._errors: Counter[int] = Counter()
         self._by_route: Counter[int] = Counter()
 
     def add(self, route: int, operations: list[Operation]) -> int:
         """Add one request's operations; return the ns that its connects spent on building TLS contexts."""
-        rows = self._table.rows
+        append_number, append_time = self._number_of.append, self._time.append
         numbers = self._numbers
         tls_ns = 0
-        before = len(rows)
+        count = 0
         for operation in operations:
             kind = operation.kind
             if kind == "ping":
@@ -570,14 +545,19 @@ class _OperationTable:
             number = numbers.get(key)
             if number is None:
                 number = self._number(key)
-            rows.append((number, operation_time_ns(operation)))
+            count += 1
+            append_number(number)
+            append_time(operation_time_ns(operation))
             if operation.error is not None:
                 self._errors[number] += 1
             if kind == "connect":
                 tls_ns += sum(ns for name, ns in operation.phases if name == "tls_context")
-        self._by_route[route] += len(rows) - before
-        if len(rows) > 4 * _CHUNK:
-            self._table.pack()
+        self._by_route[route] += count
+        self._pending += count
+        if self._pending > _CHUNK:
+            self._number_of.pack()
+            self._time.pack()
+            self._pending = 0
         return tls_ns
 
     def _number(self, key: tuple[str, str | None, str | None]) -> int:
@@ -589,15 +569,12 @@ class _OperationTable:
         self._keys.append(key)
         return number
 
-    def pack(self) -> None:
-        self._table.pack()
-
     def count(self, route: int | None) -> int:
         """How many operations a route had; None: all of them."""
         return self._by_route.total() if route is None else self._by_route[route]
 
     def transports(self) -> dict[str | None, int]:
-        counts = np.bincount(self._table.column(0), minlength=len(self._keys))
+        counts = np.bincount(self._number_of.read(), minlength=len(self._keys))
         transports: Counter[str | None] = Counter()
         for (_, _, transport), count in zip(self._keys, counts.tolist(), strict=True):
             transports[transport] += count
@@ -610,9 +587,9 @@ class _OperationTable:
         errors: Counter[int] = Counter()
         for number, count in self._errors.items():
             errors[numbers[number]] += count
-        column = np.array(numbers, np.int32)[self._table.column(0)] if numbers else self._table.column(0)
+        column = np.array(numbers, np.int32)[self._number_of.read()] if numbers else self._number_of.read()
         order = np.argsort(column, kind="stable")
-        times = self._table.column(1)[order]
+        times = self._time.read()[order]
         figures = []
         start = 0
         for number, ((kind, statement), count) in enumerate(
@@ -647,7 +624,7 @@ class _GroupBuilder:
         self._lens_known = 0
         self._sum_ns = 0
 
-    def take_total(self, total: _Column) -> None:
+    def take_total(self, total: IntArray) -> None:
         values = total[self._indices]
         self._sum_ns = int(values.sum(dtype=np.int64))
         if self._size:
@@ -659,7 +636,7 @@ class _GroupBuilder:
         self._median_slice = _slice_of(values[self._median])
         self._slowest_slice = _slice_of(values[self._slowest])
 
-    def take_residual(self, residual: _Column, total: _Column) -> None:
+    def take_residual(self, residual: IntArray, total: IntArray) -> None:
         values = residual[self._indices]
         magnitudes = np.abs(values)
         sum_ns = self._sum_ns or 1
@@ -673,7 +650,7 @@ class _GroupBuilder:
         own = 1 - magnitudes / np.maximum(total[self._indices], 1)
         self._attributed_median = max(0.0, float(np.median(own))) if self._size else 0.0
 
-    def take_segment(self, i: int, column: _Column, route_of: _Column) -> None:
+    def take_segment(self, i: int, column: IntArray, route_of: IntArray) -> None:
         values = column[self._indices]
         known = values[values >= 0]
         sum_ns = int(known.sum(dtype=np.int64))
@@ -702,7 +679,7 @@ class _GroupBuilder:
             )
         )
 
-    def take_lens(self, name: str, values: _Column, known: npt.NDArray[np.bool_]) -> None:
+    def take_lens(self, name: str, values: IntArray, known: npt.NDArray[np.bool_]) -> None:
         indices = self._indices
         mask = known[indices]
         own = values[indices]
@@ -717,11 +694,9 @@ class _GroupBuilder:
             )
         )
 
-    def build(
-        self, route: str | None, marks: Counter[tuple[Any, ...]], operations: int, names: list[str]
-    ) -> Group:
+    def build(self, route: str | None, marks: _Marks, operations: int, names: list[str]) -> Group:
         if self.route is not None:
-            marks = Counter({key: count for key, count in marks.items() if key[0] == self.route})
+            marks = {key: count for key, count in marks.items() if key[0] == self.route}
         resolutions = _sum_by(marks, 7)
         resolution_ns = max(resolutions, default=1)
         segments = []
@@ -769,23 +744,23 @@ def _rank(size: int, share: float) -> int:
     return max(0, math.ceil(size * share) - 1)
 
 
-def _ranks(values: _Column, *shares: float) -> tuple[int, ...]:
+def _ranks(values: IntArray, *shares: float) -> tuple[int, ...]:
     positions = [_rank(len(values), share) for share in shares]
     parted = np.partition(values, positions)
     return tuple(int(parted[position]) for position in positions)
 
 
-def _mean(values: _Column) -> float:
+def _mean(values: IntArray) -> float:
     return int(values.sum(dtype=np.int64)) / len(values) if len(values) else 0.0
 
 
-def _known_mean(values: _Column) -> float | None:
+def _known_mean(values: IntArray) -> float | None:
     """Return the mean over all of `values`, unknown ones as nothing; None when all are unknown."""
     known = values[values >= 0]
     return int(known.sum(dtype=np.int64)) / len(values) if len(known) else None
 
 
-def _slice_of(values: _Column) -> Slice:
+def _slice_of(values: IntArray) -> Slice:
     return Slice(len(values), _mean(values))
 
 
@@ -798,14 +773,14 @@ def resolution_of(segment: str, total_resolution_ns: int) -> int:
     return 1_000 if segment in _FROM_UWSGI else 1
 
 
-def _sum_by(marks: Counter[tuple[Any, ...]], position: int) -> dict[Any, int]:
+def _sum_by(marks: _Marks, position: int) -> dict[Any, int]:
     sums: Counter[Any] = Counter()
     for key, count in marks.items():
         sums[key[position]] += count
     return dict(sums)
 
 
-def _sum_each(marks: Counter[tuple[Any, ...]], position: int) -> dict[str, int]:
+def _sum_each(marks: _Marks, position: int) -> dict[str, int]:
     sums: Counter[str] = Counter()
     for key, count in marks.items():
         for name in key[position]:

@@ -27,101 +27,101 @@ MAX_HELD: Final = 32_768
 BATCH_BYTES: Final = 64 << 10
 
 _Key = tuple[str, str]
-
-
-class _Held:
-    """What is known so far of one request."""
-
-    __slots__ = ("nginx", "workers")
-
-    def __init__(self) -> None:
-        self.nginx: NginxRecord | None = None
-        self.workers: list[tuple[WorkerRecord, WriterInfo]] = []
-
-    def build_path(self) -> RequestPath:
-        """The worker whose application started last is the one that nginx took the answer from."""
-        if not self.workers:
-            return RequestPath(None, None, self.nginx)
-        workers = sorted(self.workers, key=lambda pair: pair[0].app_start_ns)
-        worker, info = workers[-1]
-        return RequestPath(worker, info, self.nginx, tuple(record for record, _ in workers[:-1]))
-
-    def finished_at_ns(self) -> int:
-        """When the last of its writers was done."""
-        records: list[Record] = [record for record, _ in self.workers]
-        if self.nginx is not None:
-            records.append(self.nginx)
-        return max(map(finished_at_ns, records))
+_Worker = tuple[WorkerRecord, WriterInfo]
 
 
 class Joiner:
-    """Pairs records as they come; holds those that wait for a partner, the oldest `max_held` at most."""
+    """Pairs records as they come; holds those that wait for a partner, about `max_held` of them at most."""
 
     def __init__(self, *, max_held: int = MAX_HELD) -> None:
         #: False: no line of nginx is to be expected, so a worker's record is complete at once.
         self.expect_nginx = True
         self._max_held = max_held
-        self._held: dict[_Key, _Held] = {}
+        self._workers: dict[_Key, list[_Worker]] = {}
+        #: Also those of retried requests whose workers are above: a further one may come.
+        self._lines: dict[_Key, NginxRecord] = {}
 
     @property
     def held(self) -> int:
         """How many requests wait for a partner."""
-        return len(self._held)
+        return len(self._workers.keys() | self._lines.keys())
 
-    def add(self, info: WriterInfo, records: list[Record]) -> Iterator[RequestPath]:
-        """Take a batch of one writer; yield the paths that it completes."""
-        held = self._held
-        for record in records:
-            if isinstance(record, NginxRecord):
-                yield from self._add_nginx(record)
-                continue
-            key = (record.trace_id, record.parent_id)
-            waiting = held.get(key)
-            if waiting is None:
-                if not record.parent_id or not self.expect_nginx:
-                    yield RequestPath(record, info, None)
-                    continue
-                waiting = held[key] = _Held()
-            elif waiting.nginx is not None and len(waiting.nginx.attempts) == 1 and not waiting.workers:
-                del held[key]
-                yield RequestPath(record, info, waiting.nginx)
-                continue
-            waiting.workers.append((record, info))
-        while len(held) > self._max_held:
-            yield held.pop(next(iter(held))).build_path()
+    def add(self, info: WriterInfo, records: list[Record]) -> list[RequestPath]:
+        """Take a batch of one writer; return the paths that it completes."""
+        paths: list[RequestPath] = []
+        if info.kind == "nginx":
+            self._add_lines(records, paths)
+        else:
+            self._add_workers(info, records, paths)
+        while len(self._workers) > self._max_held:
+            paths.append(self._take(next(iter(self._workers))))
+        while len(self._lines) > self._max_held:
+            paths.append(self._take(next(iter(self._lines))))
+        return paths
 
-    def _add_nginx(self, line: NginxRecord) -> Iterator[RequestPath]:
-        attempts = len(line.attempts)
-        if attempts == 0:
-            # nginx answered by itself.
-            yield RequestPath(None, None, line)
-            return
-        key = (line.trace_id, line.span_id)
-        waiting = self._held.get(key)
-        if waiting is None:
-            self._held[key] = waiting = _Held()
-        elif waiting.nginx is not None:
-            # One line per request, so this one is a repetition of the log's.
-            return
-        elif attempts == 1:
-            del self._held[key]
-            waiting.nginx = line
-            yield waiting.build_path()
-            return
-        # A retried request: an earlier worker may still be at it, and its record come later.
-        waiting.nginx = line
-
-    def release(self, before_ns: int) -> Iterator[RequestPath]:
-        """Yield what was finished before this instant and still waits: its partner is not coming."""
-        for key, waiting in list(self._held.items()):
-            if waiting.finished_at_ns() < before_ns:
-                del self._held[key]
-                yield waiting.build_path()
+    def release(self, before_ns: int) -> list[RequestPath]:
+        """Return what was finished before this instant and still waits: its partner is not coming."""
+        late = {
+            key
+            for key, workers in self._workers.items()
+            if all(finished_at_ns(record) < before_ns for record, _ in workers)
+        }
+        late |= {
+            key
+            for key, line in self._lines.items()
+            if line.end_ns < before_ns and (key in late or key not in self._workers)
+        }
+        return [self._take(key) for key in late]
 
     def flush(self) -> Iterator[RequestPath]:
         """Yield everything that still waits."""
-        while self._held:
-            yield self._held.pop(next(iter(self._held))).build_path()
+        for key in [*self._workers, *(key for key in self._lines if key not in self._workers)]:
+            yield self._take(key)
+
+    def _add_lines(self, records: list[Record], paths: list[RequestPath]) -> None:
+        for line in records:
+            if not isinstance(line, NginxRecord):
+                continue
+            attempts = len(line.attempts)
+            if attempts == 0:
+                # nginx answered by itself.
+                paths.append(RequestPath(None, None, line))
+                continue
+            key = (line.trace_id, line.span_id)
+            # A retried request waits: an earlier worker may still be at it, and its record come later.
+            workers = self._workers.pop(key, None) if attempts == 1 else None
+            if workers is None:
+                self._lines[key] = line
+            else:
+                paths.append(_build_path(workers, line))
+
+    def _add_workers(self, info: WriterInfo, records: list[Record], paths: list[RequestPath]) -> None:
+        lines, workers = self._lines, self._workers
+        for record in records:
+            if not isinstance(record, WorkerRecord):
+                continue
+            key = (record.trace_id, record.parent_id)
+            line = lines.get(key)
+            if line is not None and len(line.attempts) == 1:
+                del lines[key]
+                paths.append(RequestPath(record, info, line))
+            elif line is None and not (self.expect_nginx and record.parent_id):
+                paths.append(RequestPath(record, info, None))
+            else:
+                workers.setdefault(key, []).append((record, info))
+
+    def _take(self, key: _Key) -> RequestPath:
+        return _build_path(self._workers.pop(key, []), self._lines.pop(key, None))
+
+
+def _build_path(workers: list[_Worker], line: NginxRecord | None) -> RequestPath:
+    if not workers:
+        return RequestPath(None, None, line)
+    if len(workers) > 1:
+        # The worker whose application started last is the one that nginx took the answer from.
+        workers = sorted(workers, key=lambda pair: pair[0].app_start_ns)
+    record, info = workers[-1]
+    return RequestPath(record, info, line, tuple(earlier for earlier, _ in workers[:-1]))
 
 
 def read_paths(reader: SpoolReader) -> Iterator[RequestPath]:
