@@ -58,7 +58,14 @@ def matches_route(route: str, wanted: str) -> bool:
     return wanted in (route, rule)
 
 
-@click.command(name="report")
+@click.command(
+    name="report",
+    epilog="""\b
+Examples:
+  reqpath report --since 10m
+  reqpath report /run/reqpath --route '/items/<int:id>' --json
+""",
+)
 @click.argument("spool", required=False, type=click.Path())
 @click.option("--route", metavar="ROUTE", help="Only this route: '/items/<int:id>', 'GET /items', '/items*'.")
 @click.option(
@@ -70,14 +77,9 @@ def matches_route(route: str, wanted: str) -> bool:
 def command(
     *, spool: str | None, route: str | None, since: str | None, slowest: int, as_json: bool, watch: bool
 ) -> None:
-    r"""Show where the time of the recorded requests went.
+    """Show where the time of the recorded requests went.
 
     SPOOL is the directory that the app writes to: REQPATH_SPOOL, or one in the temporary directory.
-
-    \b
-    Example:
-      reqpath report --since 10m
-      reqpath report /run/reqpath --route '/items/<int:id>' --json
     """
     try:
         from rich.console import Console

@@ -23,19 +23,21 @@ class NoSuchRequestError(ReqPathError):
     """No request, or more than one, is what was asked for."""
 
 
-@click.command(name="trace")
+@click.command(
+    name="trace",
+    epilog="""\b
+Examples:
+  reqpath trace slowest
+  reqpath trace 4bf92f35 /run/reqpath --json
+""",
+)
 @click.argument("request", metavar="ID|slowest|last")
 @click.argument("spool", required=False, type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
 def command(*, request: str, spool: str | None, as_json: bool) -> None:
-    r"""Show one request as a waterfall.
+    """Show one request as a waterfall.
 
     ID is a trace id or the first digits of one; SPOOL is as for `reqpath report`.
-
-    \b
-    Example:
-      reqpath trace slowest
-      reqpath trace 4bf92f35 /run/reqpath --json
     """
     try:
         from rich.console import Console
