@@ -186,9 +186,9 @@ Record = WorkerRecord | NginxRecord
 _encoder = msgspec.msgpack.Encoder()
 #: Encodes any of the structs above to msgpack bytes.
 encode = _encoder.encode
-#: Decodes one `WorkerRecord` or `NginxRecord`. Raises: msgspec.DecodeError.
+#: Decodes one `WorkerRecord` or `NginxRecord`. Raises: msgspec.DecodeError, UnicodeDecodeError.
 decode_record = msgspec.msgpack.Decoder(Record).decode
-#: Decodes the `WriterInfo` at a file's start. Raises: msgspec.DecodeError.
+#: Decodes the `WriterInfo` at a file's start. Raises: msgspec.DecodeError, UnicodeDecodeError.
 decode_info = msgspec.msgpack.Decoder(WriterInfo).decode
 
 

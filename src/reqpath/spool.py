@@ -45,6 +45,8 @@ EVICTED = "evicted"
 MAX_FRAME_BYTES = 8 << 20
 
 _LENGTH = 4
+#: What damaged bytes raise: not msgpack, text that is not UTF-8, and lists in lists without end.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def prepare_spool(directory: str) -> None:
@@ -59,6 +61,8 @@ def prepare_spool(directory: str) -> None:
         raise SpoolError(
             f"can't create the spool {directory}: {error.strerror}; set REQPATH_SPOOL to one of your own"
         ) from error
+    if stat.S_ISLNK(found.st_mode):
+        raise SpoolError(f"the spool {directory} is a symbolic link; set REQPATH_SPOOL to where it leads")
     if not stat.S_ISDIR(found.st_mode):
         raise SpoolError(f"the spool {directory} is not a directory; set REQPATH_SPOOL to one of your own")
     if found.st_uid != os.geteuid():
@@ -92,93 +96,131 @@ class SpoolWriter:
         self._build_info = build_info
         self._max_bytes = max_bytes
         self._file_bytes = max(64 << 10, min(8 << 20, max_bytes // 8))
+        # Several processes fill the spool, so each looks after the bound more often than it starts a file.
+        self._step_bytes = self._file_bytes // 8
         self._report = report
         self._retry_ns = int(retry_s * 1e9)
-        self._pid = 0
-        self._fd = -1
-        self._writer_id = ""
-        self._files = itertools.count(1)
-        self._sequences = itertools.count()
-        self._size = 0
-        self._broken_until_ns = 0
-        self._lock = threading.Lock()
-        #: Records of this process that did not reach the spool.
-        self.dropped = 0
+        self._process = _Process(0)
+        self._processes: dict[int, _Process] = {}
+
+    @property
+    def dropped(self) -> int:
+        """Records of this process that did not reach the spool."""
+        return self._process.dropped
 
     def next_sequence(self) -> int:
         """Return the number of this process's next record, from 0; ask for it right before each `append`."""
-        if self._pid != os.getpid():
-            self._become_this_process()
-        return next(self._sequences)
+        process = self._process
+        if process.pid != os.getpid():
+            process = self._become_this_process()
+        return next(process.sequences)
 
     def append(self, payload: bytes) -> bool:
         """Append one encoded record; return whether it is in the spool."""
+        process = self._process
         try:
-            if (self._fd < 0 or self._size > self._file_bytes) and not self._rotate() and self._fd < 0:
-                self.dropped += 1
+            if len(payload) > MAX_FRAME_BYTES:
+                # No reader would take it, nor what follows it.
+                process.dropped += 1
                 return False
             frame = len(payload).to_bytes(_LENGTH, "little") + payload
-            if os.write(self._fd, frame) != len(frame):
+            now_ns = time.monotonic_ns()
+            if process.size > process.next_look or now_ns - process.seen_ns > _LOOK_NS:
+                self._look_after(process, now_ns)
+            if process.fd < 0 or process.torn:
+                return self._append_alone(process, frame, now_ns)
+            written = os.write(process.fd, frame)
+            if written != len(frame):
+                process.torn = True
                 raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
-            self._break(error)
+        except Exception as error:
+            self._lose(process, error)
             return False
-        self._size += len(frame)
+        process.size += written
         return True
 
     def close(self) -> None:
         """Close the file; the next append opens another."""
-        if self._fd >= 0 and self._pid == os.getpid():
-            os.close(self._fd)
-        self._fd = -1
+        process = self._process
+        if process.fd >= 0 and process.pid == os.getpid():
+            os.close(process.fd)
+        process.abandon_file()
 
-    def _become_this_process(self) -> None:
-        """Forget what was inherited through a fork: the descriptor is the parent's."""
-        with contextlib.suppress(OSError):
-            if self._fd >= 0:
-                os.close(self._fd)
-        self._fd = -1
-        self._lock = threading.Lock()
-        self._writer_id = os.urandom(8).hex()
-        self._files = itertools.count(1)
-        self._sequences = itertools.count()
-        self._broken_until_ns = 0
-        self.dropped = 0
-        self._pid = os.getpid()
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            self.close()
 
-    def _rotate(self) -> bool:
-        """Put a new file under the descriptor; return False when it can't be had now."""
-        # A thread that finds another one rotating goes on with the file that is there.
-        if not self._lock.acquire(blocking=False):
-            return False
+    def _become_this_process(self) -> _Process:
+        """Start anew after a fork: the descriptor, the numbers and perhaps a held lock are the parent's."""
+        own = _Process(os.getpid())
+        parent = self._process
+        # Of several threads that get here at once one is first, and the others take what it made.
+        process = self._processes.setdefault(own.pid, own)
+        if process is own:
+            self._processes = {own.pid: own}
+            with contextlib.suppress(OSError):
+                if parent.fd >= 0:
+                    os.close(parent.fd)
+        self._process = process
+        return process
+
+    def _look_after(self, process: _Process, now_ns: int) -> None:
+        """Start a file where one is due, and keep the spool within its bound."""
+        # A thread that finds another one at it goes on with the file that is there.
+        if not process.lock.acquire(blocking=False):
+            return
         try:
-            if self._fd >= 0 and self._size <= self._file_bytes:
-                return True
-            if time.monotonic_ns() < self._broken_until_ns:
-                return False
-            try:
-                fd = self._open_file()
-            except (OSError, SpoolError) as error:
-                self._broken_until_ns = time.monotonic_ns() + self._retry_ns
-                self._report(str(error))
-                return False
-            if self._fd < 0:
-                self._fd = fd
-            else:
-                os.dup2(fd, self._fd, inheritable=False)
-                os.close(fd)
-            self._size = 0
-            self._evict()
-            return True
+            process.seen_ns = now_ns
+            # Another process may have evicted this file, which then has no name by which to read it.
+            if process.fd >= 0 and os.fstat(process.fd).st_nlink == 0:
+                process.size = _FULL
+                process.torn = True
+                # As long as it is open it takes its room, which on a full disk the next file needs.
+                with open(os.devnull, "wb") as nothing:
+                    os.dup2(nothing.fileno(), process.fd, inheritable=False)
+            if process.size > self._file_bytes:
+                if now_ns < process.broken_until_ns:
+                    return
+                self._start_file(process)
+            elif process.size > process.next_look:
+                process.next_look = process.size + self._step_bytes
+                self._evict(process)
         finally:
-            self._lock.release()
+            process.lock.release()
 
-    def _open_file(self) -> int:
+    def _start_file(self, process: _Process) -> None:
+        path, fd = self._open_file(process)
+        if process.fd in (-1, fd):
+            process.fd = fd
+        else:
+            os.dup2(fd, process.fd, inheritable=False)
+            os.close(fd)
+        process.path = path
+        process.size = 0
+        process.torn = False
+        process.next_look = self._step_bytes
+        self._evict(process)
+
+    def _append_alone(self, process: _Process, frame: bytes, now_ns: int) -> bool:
+        """Append to a file of the record's own: another thread is starting the process's file right now."""
+        if now_ns < process.broken_until_ns:
+            process.dropped += 1
+            return False
+        _, fd = self._open_file(process)
+        try:
+            if os.write(fd, frame) != len(frame):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            os.close(fd)
+        return True
+
+    def _open_file(self, process: _Process) -> tuple[str, int]:
+        """Create a file with its head. Raises: OSError, SpoolError."""
         prepare_spool(self._directory)
-        path = os.path.join(self._directory, f"{self._writer_id}-{next(self._files):06d}{SUFFIX}")
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        info = encode(self._build_info(self._writer_id))
+        info = encode(self._build_info(process.writer_id))
         head = MAGIC + len(info).to_bytes(_LENGTH, "little") + info
+        path = os.path.join(self._directory, f"{process.writer_id}-{next(process.files):06d}{SUFFIX}")
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if os.write(fd, head) != len(head):
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -187,35 +229,98 @@ class SpoolWriter:
             with contextlib.suppress(OSError):
                 os.unlink(path)
             raise
-        return fd
+        return path, fd
 
-    def _break(self, error: OSError) -> None:
-        """Count the loss; leave the file, whose tail may be torn, for a new one."""
-        self.dropped += 1
-        self._size = self._file_bytes + 1
-        if time.monotonic_ns() >= self._broken_until_ns:
-            self._broken_until_ns = time.monotonic_ns() + self._retry_ns
-            self._report(f"can't write to the spool {self._directory}: {error.strerror}; records are dropped")
+    def _lose(self, process: _Process, error: Exception) -> None:
+        """Count the loss; ask for a new file, and meanwhile try the old one if its tail is whole."""
+        process.dropped += 1
+        process.size = _FULL
+        now_ns = time.monotonic_ns()
+        if now_ns >= process.broken_until_ns:
+            process.broken_until_ns = now_ns + self._retry_ns
+            if isinstance(error, SpoolError):
+                self._report(f"{error}; records are dropped")
+            else:
+                reason = getattr(error, "strerror", None) or repr(error)
+                self._report(f"can't write to the spool {self._directory}: {reason}; records are dropped")
 
-    def _evict(self) -> None:
-        """Remove the oldest files until the spool is within its bound."""
-        files = sorted(_spool_files(self._directory), key=lambda file: file.modified_ns)
+    def _evict(self, process: _Process) -> None:
+        """Remove the oldest files, of dead writers and others, until the spool is within its bound."""
+        files = sorted(_spool_files(self._directory), key=lambda file: (file.modified_ns, file.path))
         excess = sum(file.size for file in files) + self._file_bytes - self._max_bytes
-        for file in files[:-1]:
+        for file in files:
             if excess <= 0:
                 break
+            if file.path == process.path:
+                continue
+            excess -= file.size
+            # One that is not there was removed, and noted, by another process.
             with contextlib.suppress(OSError):
-                records = _count_frames(file.path)
-                os.unlink(file.path)
-                excess -= file.size
-                line = f"{os.path.basename(file.path)} {file.size} {records}\n"
-                fd = os.open(
-                    os.path.join(self._directory, EVICTED), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
-                )
-                try:
-                    os.write(fd, line.encode())
-                finally:
-                    os.close(fd)
+                _evict_file(self._directory, file)
+
+
+#: How long a writer may go on with a file that another process has evicted.
+_LOOK_NS = 1_000_000_000
+#: More than the size of any file: the next append needs a new one.
+_FULL = 1 << 62
+
+
+class _Process:
+    """The state of a `SpoolWriter` in one process."""
+
+    __slots__ = (
+        "broken_until_ns",
+        "dropped",
+        "fd",
+        "files",
+        "lock",
+        "next_look",
+        "path",
+        "pid",
+        "seen_ns",
+        "sequences",
+        "size",
+        "torn",
+        "writer_id",
+    )
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.writer_id = os.urandom(8).hex()
+        self.files = itertools.count(1)
+        self.sequences = itertools.count()
+        self.lock = threading.Lock()
+        self.dropped = 0
+        self.seen_ns = 0
+        self.broken_until_ns = 0
+        self.abandon_file()
+
+    def abandon_file(self) -> None:
+        """Have no file: the next append starts one."""
+        self.fd = -1
+        self.path = ""
+        #: Bytes written to the file by this process, nearly: threads add to it side by side.
+        self.size = _FULL
+        #: The size at which to look after the bound again.
+        self.next_look = 0
+        #: The last frame was cut off, or the file has no name any more: nothing may follow.
+        self.torn = False
+
+
+def _evict_file(directory: str, file: _SpoolFile) -> None:
+    """Remove a spool file and note what it held. Raises: OSError."""
+    with open(file.path, "rb") as evicted:
+        os.unlink(file.path)
+        # Counted afterwards: its writer may have added to it until now.
+        records = _count_frames(evicted.read(MAX_FRAME_BYTES * 2))
+    line = f"{os.path.basename(file.path)} {file.size} {records}\n"
+    fd = os.open(
+        os.path.join(directory, EVICTED), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
 
 
 @dataclass(slots=True)
@@ -300,9 +405,11 @@ class SpoolReader:
         active = self._refresh()
         while active:
             cursor = min(active, key=lambda cursor: cursor.time_ns)
+            offset = cursor.offset
             records = self._read_batch(cursor)
             if not records:
-                active.remove(cursor)
+                if cursor.offset == offset:
+                    active.remove(cursor)
                 continue
             assert cursor.info is not None
             cursor.time_ns = max(cursor.time_ns, finished_at_ns(records[-1]))
@@ -351,9 +458,13 @@ class SpoolReader:
                 frame_end = position + _LENGTH + length
                 if frame_end > end:
                     break
-                records.append(decode_record(data[position + _LENGTH : frame_end]))
+                try:
+                    records.append(decode_record(data[position + _LENGTH : frame_end]))
+                except msgspec.ValidationError:  # noqa: SIM105 - suppress() would take a third of the time
+                    # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
+                    pass
                 position = frame_end
-        except msgspec.DecodeError:
+        except _UNDECODABLE:
             cursor.broken = True
         cursor.offset += position
         return records
@@ -378,7 +489,7 @@ class SpoolReader:
             return
         try:
             info = decode_info(data)
-        except msgspec.DecodeError as error:
+        except _UNDECODABLE as error:
             self._give_up(cursor, f"not a spool file: {error}")
             return
         if info.format_version > FORMAT_VERSION:
@@ -412,9 +523,9 @@ class SpoolReader:
         self.losses.evicted_files, self.losses.evicted_records, evicted = _read_evicted(self.directory)
         # A writer numbers from 0, so what precedes the first number seen was evicted, and what is missing
         # between first and last was torn, dropped, or evicted.
-        gaps = sum(seen.last + 1 - seen.count for seen in self._sequences.values())
+        gaps = sum(max(0, seen.last + 1 - seen.count) for seen in self._sequences.values())
         vanished = sum(records for writer_id, records in evicted.items() if writer_id not in self._sequences)
-        self.losses.lost_records = max(0, gaps) + vanished
+        self.losses.lost_records = gaps + vanished
 
 
 def _spool_files(directory: str) -> list[_SpoolFile]:
@@ -433,10 +544,8 @@ def _spool_files(directory: str) -> list[_SpoolFile]:
     return files
 
 
-def _count_frames(path: str) -> int:
+def _count_frames(data: bytes) -> int:
     """Count the records of a spool file by hopping from length to length."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_FRAME_BYTES * 2)
     position, count = len(MAGIC), -1  # the first frame is the WriterInfo
     while position + _LENGTH <= len(data):
         position += _LENGTH + int.from_bytes(data[position : position + _LENGTH], "little")

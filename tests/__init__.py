@@ -1,0 +1,1 @@
+"""The tests; `tests/live` needs real servers."""

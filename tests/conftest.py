@@ -1,0 +1,107 @@
+"""What every test is held to, and what most of them use.
+
+After each test nothing of it may be left: no current request, no OpenTelemetry context, no child process, no
+thread, no open descriptor.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from opentelemetry import context as otel_context
+
+from reqpath.clock import Clock
+from reqpath.record import Record
+from reqpath.spool import SpoolReader
+from reqpath.worker import guard
+from reqpath.worker.recorder import current
+
+
+class FakeClock:
+    """A clock that stands still until it is told to go on; its three sources move together."""
+
+    def __init__(self, wall_ns: int = 1_800_000_000_000_000_000) -> None:
+        self.wall_ns = wall_ns
+        self.monotonic_ns = 5_000
+        self.cpu_ns = 70_000
+        self.clock = Clock(lambda: self.wall_ns, lambda: self.monotonic_ns, lambda: self.cpu_ns)
+
+    def advance(self, duration_ns: int) -> None:
+        """Let time pass, all of it spent on the CPU."""
+        self.wall_ns += duration_ns
+        self.monotonic_ns += duration_ns
+        self.cpu_ns += duration_ns
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:  # the one by which the directory was listed
+            continue
+        if "/schedstat" in target:  # each thread that served a request keeps one for as long as it lives
+            continue
+        found[number] = target
+    return found
+
+
+def _children() -> set[str]:
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return set(file.read().split())
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Fail a test that leaves something of itself in the process."""
+    threads, children, descriptors = set(threading.enumerate()), _children(), _descriptors()
+    context = otel_context.get_current()
+    yield
+    assert current.get() is None, "a request is still current"
+    assert otel_context.get_current() == context, "an OpenTelemetry context is still attached"
+    assert not set(threading.enumerate()) - threads, "a thread is still running"
+    assert not _children() - children, "a child process is still there"
+    left = _descriptors()
+    if left != descriptors:
+        # What only the collector of cycles frees is no leak.
+        gc.collect()
+        left = _descriptors()
+    opened = {number: target for number, target in left.items() if descriptors.get(number) != target}
+    assert not opened, "descriptors are still open"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> str:
+    """Return a directory for a spool, which is not there yet."""
+    return str(tmp_path / "spool")
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """Return a clock that the test moves."""
+    return FakeClock()
+
+
+@pytest.fixture
+def read_records() -> Callable[[str], list[Record]]:
+    """Return a function that reads all records of a spool, in the order of their files."""
+
+    def read(spool: str) -> list[Record]:
+        if not os.path.isdir(spool):
+            return []
+        return [record for _info, records in SpoolReader(spool).read() for record in records]
+
+    return read
+
+
+@pytest.fixture
+def faults() -> Iterator[dict[str, int]]:
+    """Return the counted faults of the guard, empty at first, and forget them afterwards."""
+    guard.faults.clear()
+    yield guard.faults
+    guard.faults.clear()

@@ -1,0 +1,613 @@
+"""The spool: what is appended is read, and what can't be is counted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reqpath.errors import SpoolError
+from reqpath.record import Record, WriterInfo, encode
+from reqpath.spool import (
+    EVICTED,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    SUFFIX,
+    SpoolReader,
+    SpoolWriter,
+    _spool_files,
+    prepare_spool,
+)
+from tests.factories import make_nginx_record, make_worker_record, make_writer_info
+
+MEGABYTE = 1 << 20
+ReadRecords = Callable[[str], list[Record]]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def make_writer(spool: str, messages: list[str] | None = None, **options: object) -> SpoolWriter:
+    arguments: dict[str, object] = {"max_bytes": 64 * MEGABYTE, "retry_s": 0} | options
+    return SpoolWriter(
+        spool,
+        lambda writer_id: make_writer_info(writer_id=writer_id, pid=os.getpid()),
+        report=(messages if messages is not None else []).append,
+        **arguments,  # type: ignore[arg-type]  # each test names what it needs
+    )
+
+
+def write(writer: SpoolWriter, count: int = 1, padding: int = 0) -> list[bool]:
+    return [
+        writer.append(encode(make_worker_record(sequence=writer.next_sequence(), span_name="x" * padding)))
+        for _ in range(count)
+    ]
+
+
+def spool_files(spool: str) -> list[str]:
+    return sorted(os.path.join(spool, name) for name in os.listdir(spool) if name.endswith(SUFFIX))
+
+
+@pytest.fixture
+def writer(spool: str) -> Iterator[SpoolWriter]:
+    writer = make_writer(spool)
+    yield writer
+    writer.close()
+
+
+def test_what_is_appended_is_read(spool: str, writer: SpoolWriter) -> None:
+    records: list[Record] = [make_worker_record(sequence=0), make_nginx_record(sequence=1)]
+    for record in records:
+        writer.next_sequence()
+        assert writer.append(encode(record))
+    ((info, read),) = SpoolReader(spool).read()
+    assert records == read
+    assert os.getpid() == info.pid
+
+
+def test_the_spool_and_its_files_are_their_owners_alone(spool: str, writer: SpoolWriter) -> None:
+    previous = os.umask(0)
+    try:
+        write(writer)
+    finally:
+        os.umask(previous)
+    assert os.stat(spool).st_mode & 0o777 == 0o700
+    assert os.stat(spool_files(spool)[0]).st_mode & 0o777 == 0o600
+
+
+def test_a_torn_tail_is_skipped_and_counted(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 3)
+    (path,) = spool_files(spool)
+    os.truncate(path, os.path.getsize(path) - 5)
+    reader = SpoolReader(spool)
+    assert [record.sequence for _, records in reader.read() for record in records] == [0, 1]
+    assert len(encode(make_worker_record(span_name=""))) + 4 - 5 == reader.losses.torn_bytes
+
+
+def test_a_torn_frame_in_the_middle_ends_the_file_and_its_records_are_counted_as_lost(
+    spool: str, writer: SpoolWriter
+) -> None:
+    write(writer, 3)
+    (path,) = spool_files(spool)
+    whole = Path(path).read_bytes()
+    frame = 4 + len(encode(make_worker_record(sequence=2, span_name="")))
+    with open(path, "wb") as file:  # the second record lost its last 10 bytes
+        file.write(whole[: -frame - 10] + whole[-frame:])
+    write(writer)
+    Path(path).rename(os.path.join(spool, "a" + SUFFIX))
+    writer.close()
+    write(writer)
+    reader = SpoolReader(spool)
+    sequences = [record.sequence for _, records in reader.read() for record in records]
+    assert sorted(sequences) == [0, 4]
+    assert reader.losses.lost_records == 3
+    assert reader.losses.torn_bytes > 0
+
+
+def test_a_frame_that_is_no_record_is_lost_alone(spool: str, writer: SpoolWriter) -> None:
+    write(writer)
+    writer.next_sequence()
+    writer.append(encode([99, "of a newer reqpath"]))
+    write(writer)
+    reader = SpoolReader(spool)
+    assert [record.sequence for _, records in reader.read() for record in records] == [0, 2]
+    assert reader.losses.lost_records == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"PK\x03\x04 and so on, not ours at all", "not a spool file"),
+        (os.urandom(4096).replace(b"r", b"s"), "not a spool file"),
+        (b"reqpath\x02" + b"\0" * 100, "not a spool file"),
+        (MAGIC + b"\xff\xff\xff\xff" + b"x" * 100, "not a spool file"),
+        (MAGIC + b"\x03\0\0\0abc" + b"x" * 100, "not a spool file"),
+    ],
+    ids=["zip", "random", "another magic", "absurd length", "no writer"],
+)
+def test_a_foreign_file_is_named_and_the_others_are_read(
+    spool: str, writer: SpoolWriter, content: bytes, reason: str
+) -> None:
+    write(writer, 2)
+    Path(spool, "foreign.rqp").write_bytes(content)
+    reader = SpoolReader(spool)
+    assert [record.sequence for _, records in reader.read() for record in records] == [0, 1]
+    assert reader.losses.foreign_files["foreign.rqp"].startswith(reason)
+    assert reader.losses.lost_records == 0
+
+
+def test_a_file_of_a_newer_format_says_what_to_do(spool: str, writer: SpoolWriter) -> None:
+    write(writer)
+    info = encode(make_writer_info(format_version=2, reqpath_version="9.0"))
+    Path(spool, "newer.rqp").write_bytes(MAGIC + len(info).to_bytes(4, "little") + info)
+    reader = SpoolReader(spool)
+    assert len(list(reader.read())) == 1
+    assert reader.losses.foreign_files == {"newer.rqp": "written by reqpath 9.0; upgrade to read it"}
+
+
+def test_an_empty_file_and_files_of_other_names_are_no_trouble(spool: str, writer: SpoolWriter) -> None:
+    write(writer)
+    Path(spool, "empty.rqp").touch()
+    Path(spool, "notes.txt").write_text("hello")
+    Path(spool, "link.rqp").symlink_to("/etc/passwd")
+    os.mkfifo(os.path.join(spool, "pipe.rqp"))
+    reader = SpoolReader(spool)
+    assert len(list(reader.read())) == 1
+    assert reader.losses.foreign_files == {}
+
+
+def test_threads_lose_nothing_through_rotations(spool: str, writer: SpoolWriter) -> None:
+    small = make_writer(spool, max_bytes=64 * MEGABYTE)
+    small._file_bytes = 16 << 10  # rotate every few dozen records
+    small._step_bytes = 2 << 10
+    start = threading.Barrier(16)
+
+    def run() -> None:
+        start.wait()
+        assert all(write(small, 200, padding=300))
+
+    threads = [threading.Thread(target=run) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reader = SpoolReader(spool)
+    sequences = [record.sequence for _, records in reader.read() for record in records]
+    assert list(range(3200)) == sorted(sequences)
+    assert reader.losses.torn_bytes == 0
+    assert len(spool_files(spool)) > 5
+    small.close()
+
+
+def test_the_first_records_of_many_threads_are_all_kept(
+    spool: str, monkeypatch: pytest.MonkeyPatch, read_records: ReadRecords
+) -> None:
+    """The threads of a forked worker get here at the same moment, before there is a file."""
+    messages: list[str] = []
+    opening = threading.Event()
+    goes_on = threading.Event()
+
+    def build_slowly(writer_id: str) -> WriterInfo:
+        if not opening.is_set():
+            opening.set()
+            assert goes_on.wait(10)
+        return make_writer_info(writer_id=writer_id)
+
+    writer = SpoolWriter(spool, build_slowly, max_bytes=MEGABYTE, report=messages.append)
+    first = threading.Thread(target=write, args=(writer,))
+    first.start()
+    assert opening.wait(10)
+    kept = write(writer, 3)
+    goes_on.set()
+    first.join()
+    write(writer)
+    assert kept == [True] * 3
+    assert len(read_records(spool)) == 5
+    assert len({record.sequence for record in read_records(spool)}) == 5
+    writer.close()
+
+
+def test_threads_that_meet_in_a_new_process_become_one_writer(
+    spool: str, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(writer)
+    pid = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    start = threading.Barrier(8)
+    numbers: list[int] = []
+
+    def run() -> None:
+        start.wait()
+        numbers.extend(writer.next_sequence() for _ in range(50))
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(range(400)) == sorted(numbers)
+
+
+def run_in_child(function: Callable[[], object]) -> int:
+    """Run `function` in a forked child; return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            function()
+            status = 0
+        os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_forked_child_writes_a_file_of_its_own(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 2)
+
+    def child() -> None:
+        assert all(write(writer, 3))
+
+    assert run_in_child(child) == 0
+    write(writer, 2)
+    reader = SpoolReader(spool)
+    by_writer: dict[str, list[int]] = {}
+    for info, records in reader.read():
+        by_writer.setdefault(info.writer_id, []).extend(record.sequence for record in records)
+    assert sorted(by_writer.values()) == [[0, 1, 2], [0, 1, 2, 3]]
+    assert reader.losses.lost_records == 0
+
+
+def test_a_fork_in_the_middle_of_a_rotation_does_not_block_the_child(spool: str, writer: SpoolWriter) -> None:
+    write(writer)
+    with writer._process.lock:  # as another thread of the parent may hold it
+        assert run_in_child(lambda: write(writer) == [True] or 1 / 0) == 0
+
+
+def test_the_bound_removes_the_oldest_files_and_counts_them(spool: str) -> None:
+    writer = make_writer(spool, max_bytes=MEGABYTE)
+    write(writer, 2000, padding=1000)
+    writer.close()
+    size = sum(os.path.getsize(path) for path in spool_files(spool))
+    assert size <= MEGABYTE
+    assert size > MEGABYTE // 2
+    reader = SpoolReader(spool)
+    sequences = [record.sequence for _, records in reader.read() for record in records]
+    assert list(range(2000 - len(sequences), 2000)) == sequences
+    losses = reader.losses
+    assert 2000 - len(sequences) == losses.lost_records == losses.evicted_records
+    assert losses.evicted_files > 0
+
+
+def test_what_was_evicted_of_a_dead_writer_is_counted_exactly(spool: str) -> None:
+    dead = make_writer(spool)
+    write(dead, 7, padding=1000)
+    dead.close()
+    (path,) = spool_files(spool)
+    os.utime(path, (1, 1))
+    writer = make_writer(spool, max_bytes=MEGABYTE)
+    write(writer, 1500, padding=1000)
+    writer.close()
+    assert not os.path.exists(path)
+    reader = SpoolReader(spool)
+    read = sum(len(records) for _, records in reader.read())
+    assert 1507 - read == reader.losses.lost_records == reader.losses.evicted_records
+
+
+def test_several_writers_share_one_bound(spool: str) -> None:
+    writers = [make_writer(spool, max_bytes=MEGABYTE) for _ in range(6)]
+    for _ in range(400):
+        for writer in writers:
+            write(writer, padding=1000)
+    for writer in writers:
+        writer.close()
+    assert sum(os.path.getsize(path) for path in spool_files(spool)) <= MEGABYTE
+    reader = SpoolReader(spool)
+    read = sum(len(records) for _, records in reader.read())
+    assert 2400 - read == reader.losses.lost_records
+
+
+def test_a_writer_whose_file_was_evicted_starts_another(
+    spool: str, writer: SpoolWriter, read_records: ReadRecords
+) -> None:
+    """An idle worker's file is the oldest one; what it writes later must not go to a file without a name."""
+    write(writer)
+    (path,) = spool_files(spool)
+    os.unlink(path)
+    writer._process.seen_ns -= 2_000_000_000  # it was idle for two seconds
+    assert write(writer, 2) == [True, True]
+    assert [record.sequence for record in read_records(spool)] == [1, 2]
+
+
+def test_the_file_just_started_is_never_the_one_to_go(spool: str) -> None:
+    """File systems stamp files of the same few milliseconds alike: times do not tell the newest."""
+    writer = make_writer(spool, max_bytes=MEGABYTE)
+    write(writer)
+    (own,) = spool_files(spool)
+    os.utime(own, (1, 1))
+    for i in range(9):
+        Path(spool, f"other-{i}.rqp").write_bytes(b"x" * (128 << 10))
+    writer._evict(writer._process)
+    assert os.path.exists(own)
+    assert len(spool_files(spool)) < 10
+    writer.close()
+
+
+def test_two_processes_that_evict_the_same_file_count_it_once(
+    spool: str, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(writer)
+    for i in range(9):
+        Path(spool, f"other-{i}.rqp").write_bytes(MAGIC + b"\0" * 4 + b"x" * (128 << 10))
+        os.utime(os.path.join(spool, f"other-{i}.rqp"), (i, i))
+    small = make_writer(spool, max_bytes=MEGABYTE)
+    listed = [_spool_files(spool) for _ in range(2)]
+    monkeypatch.setattr("reqpath.spool._spool_files", lambda directory: listed.pop())
+    small._evict(small._process)
+    small._evict(small._process)
+    names = [line.split()[0] for line in Path(spool, EVICTED).read_text().splitlines()]
+    assert len(set(names)) == len(names)
+    assert 7 <= len(spool_files(spool)) < 10
+
+
+def test_a_record_that_no_reader_takes_is_dropped_before_it_spoils_the_file(
+    spool: str, writer: SpoolWriter
+) -> None:
+    write(writer)
+    writer.next_sequence()
+    assert not writer.append(b"x" * (MAX_FRAME_BYTES + 1))
+    write(writer)
+    assert writer.dropped == 1
+    reader = SpoolReader(spool)
+    assert [record.sequence for _, records in reader.read() for record in records] == [0, 2]
+    assert reader.losses.lost_records == 1
+
+
+@contextlib.contextmanager
+def tiny_disk(path: Path) -> Iterator[Path]:
+    """Mount a file system of 256 KiB, or skip the test where that is not allowed."""
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "reqpath-test", str(path)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("can't mount a tmpfs here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@as_root
+def test_a_full_disk_drops_and_counts_and_recovers(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(tiny_disk(tmp_path / "disk"))
+        spool = str(disk / "spool")
+        messages: list[str] = []
+        writer = make_writer(spool, messages)
+        stack.callback(writer.close)
+        kept = write(writer, 500, padding=1000)
+        assert kept.count(False) == writer.dropped > 0
+        assert any("No space left on device; records are dropped" in message for message in messages)
+        # Room again: an operator removes what was there.
+        ballast = disk / "ballast"
+        for path in spool_files(spool):
+            os.unlink(path)
+        writer._process.seen_ns = 0
+        assert write(writer, 3) == [True] * 3
+        reader = SpoolReader(spool)
+        assert [record.sequence for _, records in reader.read() for record in records] == [500, 501, 502]
+        assert reader.losses.lost_records == 500
+        # Full again, by another program, and room again without a new file.
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        results = write(writer, 20, padding=1000)
+        assert False in results
+        ballast.unlink()
+        assert write(writer, 2) == [True] * 2
+        reader = SpoolReader(spool)
+        read = [record.sequence for _, records in reader.read() for record in records]
+        assert read[-2:] == [523, 524]
+        assert 525 - len(read) == reader.losses.lost_records == 500 + results.count(False)
+
+
+def test_a_file_that_may_not_grow_is_replaced_by_another(spool: str) -> None:
+    """`RLIMIT_FSIZE` cuts a frame off in its middle, as a full disk does; nothing may follow the stump."""
+
+    def child() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        writer = make_writer(spool)
+        kept = write(writer, 30, padding=1000)
+        assert kept.count(False) == writer.dropped > 0
+        assert kept.count(True) > 20
+
+    assert run_in_child(child) == 0
+    reader = SpoolReader(spool)
+    read = [record.sequence for _, records in reader.read() for record in records]
+    assert reader.losses.lost_records > 0
+    assert read[-1] + 1 - len(read) == reader.losses.lost_records
+    assert len(spool_files(spool)) > 2
+
+
+def test_a_spool_that_can_not_be_made_says_what_to_do_once_and_drops(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    messages: list[str] = []
+    writer = make_writer(str(tmp_path / "file" / "spool"), messages, retry_s=3600)
+    assert write(writer, 5) == [False] * 5
+    assert writer.dropped == 5
+    (message,) = messages
+    assert "set REQPATH_SPOOL to one of your own" in message
+
+
+def test_an_unwritable_spool_is_left_alone_until_the_next_try(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.touch()
+    writer = make_writer(str(spool))
+    assert write(writer) == [False]
+    spool.unlink()
+    assert write(writer) == [True]
+    assert writer.dropped == 1
+    writer.close()
+
+
+def test_a_writer_that_can_not_tell_who_it_is_drops_and_leaves_no_file(spool: str) -> None:
+    def fail(writer_id: str) -> WriterInfo:
+        raise LookupError(writer_id)
+
+    messages: list[str] = []
+    writer = SpoolWriter(spool, fail, max_bytes=MEGABYTE, report=messages.append)
+    writer.next_sequence()
+    assert not writer.append(b"x")
+    assert os.listdir(spool) == []
+    assert "LookupError" in messages[0]
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    """In /tmp another user can put a link where the spool will be."""
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "spool").symlink_to("elsewhere")
+    with pytest.raises(SpoolError, match="is a symbolic link; set REQPATH_SPOOL"):
+        prepare_spool(str(tmp_path / "spool"))
+
+
+def test_a_dangling_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "spool").symlink_to("nowhere")
+    with pytest.raises(SpoolError, match="REQPATH_SPOOL"):
+        prepare_spool(str(tmp_path / "spool"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+@as_root
+def test_another_users_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir(mode=0o700)
+    os.chown(tmp_path / "spool", 12345, 12345)
+    with pytest.raises(SpoolError, match="belongs to uid 12345, this process is uid 0"):
+        prepare_spool(str(tmp_path / "spool"))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o777, 0o1777])
+def test_a_directory_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool").chmod(mode)
+    with pytest.raises(SpoolError, match="chmod 700"):
+        prepare_spool(str(tmp_path / "spool"))
+
+
+def test_reading_goes_on_where_it_stopped(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 2)
+    reader = SpoolReader(spool)
+
+    def read() -> list[int]:
+        return [record.sequence for _, records in reader.read() for record in records]
+
+    assert read() == [0, 1]
+    assert read() == []
+    write(writer, 2)
+    other = make_writer(spool)
+    write(other)
+    other.close()
+    assert sorted(read()) == [0, 2, 3]
+    assert read() == []
+    assert reader.losses.lost_records == 0
+
+
+def test_a_partly_written_frame_is_read_when_it_is_whole(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 2)
+    (path,) = spool_files(spool)
+    whole = Path(path).read_bytes()
+    reader = SpoolReader(spool)
+    seen: list[int] = []
+    for end in range(len(whole) + 1):
+        with open(path, "wb") as file:
+            file.write(whole[:end])
+        seen += [record.sequence for _, records in reader.read() for record in records]
+    assert seen == [0, 1]
+    assert reader.losses.foreign_files == {}
+    assert reader.losses.torn_bytes == 0
+
+
+def test_a_record_longer_than_a_batch_is_read(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 1, padding=5000)
+    write(writer, 1)
+    write(writer, 1, padding=5000)
+    reader = SpoolReader(spool, batch_bytes=100)
+    assert [record.sequence for _, records in reader.read() for record in records] == [0, 1, 2]
+
+
+def test_a_file_evicted_between_two_reads_is_no_loss_when_it_was_read(
+    spool: str, writer: SpoolWriter
+) -> None:
+    write(writer, 3)
+    reader = SpoolReader(spool)
+    assert len(list(reader.read())) == 1
+    (path,) = spool_files(spool)
+    os.unlink(path)
+    Path(spool, EVICTED).write_text(f"{os.path.basename(path)} 100 3\n")
+    assert list(reader.read()) == []
+    assert reader.losses.lost_records == 0
+
+
+def test_garbage_among_the_notes_of_evictions_is_skipped(spool: str, writer: SpoolWriter) -> None:
+    write(writer)
+    Path(spool, EVICTED).write_bytes(b"x 1\n\nabc-000001.rqp 10 x\nabc-000001.rqp 10 4\n")
+    reader = SpoolReader(spool)
+    list(reader.read())
+    assert (
+        reader.losses.evicted_files,
+        reader.losses.evicted_records,
+        reader.losses.lost_records,
+    ) == (1, 4, 4)
+
+
+def test_a_reader_of_nothing_says_where_to_look(tmp_path: Path) -> None:
+    with pytest.raises(SpoolError, match=r"there is no spool at .*nowhere.*REQPATH_SPOOL"):
+        SpoolReader(str(tmp_path / "nowhere"))
+
+
+_BASE = MAGIC + b"".join(
+    len(frame).to_bytes(4, "little") + frame
+    for frame in [
+        encode(make_writer_info()),
+        *(encode(make_worker_record(sequence=i, path=f"/{i}" * 9)) for i in range(4)),
+        *(encode(make_nginx_record(sequence=i)) for i in range(4, 6)),
+    ]
+)
+_ORIGINALS = {encode(make_worker_record(sequence=i, path=f"/{i}" * 9)) for i in range(4)} | {
+    encode(make_nginx_record(sequence=i)) for i in range(4, 6)
+}
+
+
+@given(
+    cut=st.integers(0, len(_BASE)),
+    drop=st.integers(0, 40),
+    junk=st.binary(max_size=40),
+)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_damaged_file_never_raises_and_never_brings_forth_records(
+    tmp_path: Path, cut: int, drop: int, junk: bytes
+) -> None:
+    """Bytes are cut out anywhere and others put there; only whole, untouched records may come out."""
+    (tmp_path / "a.rqp").write_bytes(_BASE[:cut] + junk + _BASE[cut + drop :])
+    reader = SpoolReader(str(tmp_path))
+    read = [encode(record) for _, records in reader.read() for record in records]
+    damaged = [record for record in read if record not in _ORIGINALS]
+    # A change within one record's text can't be told from a record; more than one can't have changed.
+    assert len(damaged) <= 1
+    assert len(read) <= len(_ORIGINALS)
+
+
+@given(content=st.binary(max_size=300))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_random_bytes_after_a_good_head_are_no_records(tmp_path: Path, content: bytes) -> None:
+    info = encode(make_writer_info())
+    (tmp_path / "a.rqp").write_bytes(MAGIC + len(info).to_bytes(4, "little") + info + content)
+    assert list(SpoolReader(str(tmp_path)).read()) == []
