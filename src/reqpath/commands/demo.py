@@ -1,0 +1,261 @@
+"""`reqpath demo`: everything for real, for some seconds, and where the time went."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reqpath.errors import ConfigurationError, MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reqpath.analyse.breakdown import Breakdown
+    from reqpath.bench.database import Kind
+    from reqpath.bench.load import Observation
+    from reqpath.bench.servers import Deployment
+    from reqpath.bench.topology import Concurrency
+    from reqpath.record import Transport
+
+#: What the extra `demo` brings.
+_NEEDED = ("flask", "pymysql", "numpy", "rich")
+#: How long a worker may take to close the records of the last requests.
+_SETTLE_S = 3.0
+_INTERRUPTED = 130
+
+
+@click.command(name="demo")
+@click.option("--transport", type=click.Choice(["tcp", "unix"]), default="unix", help="nginx to uWSGI.")
+@click.option("--db-transport", type=click.Choice(["tcp", "unix"]), default="tcp", help="App to database.")
+@click.option(
+    "--workers",
+    type=click.Choice(["processes", "threads"]),
+    default="processes",
+    help="What uWSGI serves with, four of them.",
+)
+@click.option("--database", type=click.Choice(["mariadb", "mysql"]), help="Default: whichever is found.")
+@click.option("--seconds", metavar="N", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True)
+@click.option("--keep-spool", metavar="DIR", type=click.Path(), help="Leave the records there.")
+@click.option("--keep-running", is_flag=True, help="Leave the servers up until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
+def command(
+    *,
+    transport: Transport,
+    db_transport: Transport,
+    workers: Concurrency,
+    database: Kind | None,
+    seconds: float,
+    keep_spool: str | None,
+    keep_running: bool,
+    as_json: bool,
+) -> None:
+    r"""Start nginx, uWSGI and a database, drive traffic, show where its time went.
+
+    The servers are private: their own ports, sockets and directories. Afterwards nothing is left of them.
+
+    \b
+    Example:
+      reqpath demo
+      reqpath demo --workers threads --transport tcp --keep-spool ./spool
+    """
+    for module in _NEEDED:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError("demo", module)
+    from rich.console import Console
+
+    from reqpath.bench.load import wait_for_records
+    from reqpath.bench.process import exit_on_signals
+    from reqpath.bench.servers import shop, start_deployment
+    from reqpath.bench.topology import Topology
+    from reqpath.render.document import breakdown_to_json
+    from reqpath.render.text import render_report
+
+    spool = None if keep_spool is None else _choose_spool(keep_spool)
+    talk = Console(stderr=True)
+    topology = Topology(
+        app=shop(),
+        transport=transport,
+        database_transport=db_transport,
+        concurrency=workers,
+        database=database,
+    )
+    observations: list[Observation] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exit_on_signals())
+        with _show_start(talk) as tell:
+            deployment = stack.enter_context(start_deployment(topology, spool=spool, progress=tell))
+        _describe(deployment, talk)
+        interrupted = _drive(deployment, seconds, observations, talk)
+        deployment.check_alive()
+        wait_for_records(deployment.spool, {o.trace_id for o in observations}, _SETTLE_S)
+        breakdown, client = _read(deployment.spool, observations)
+        if as_json:
+            document = breakdown_to_json(breakdown) | {
+                "client": client,
+                "deployment": _deployment_to_json(deployment),
+            }
+            json.dump(document, sys.stdout, indent=2)
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        else:
+            console = Console()
+            render_report(breakdown, console)
+            _print_client(client, console)
+        _print_next_steps(spool, talk)
+        if keep_running and not interrupted:
+            _wait_for_the_end(deployment, talk)
+    if interrupted:
+        sys.exit(_INTERRUPTED)
+
+
+def _choose_spool(directory: str) -> str:
+    """Return the directory's full path. Raises: ConfigurationError when there is something in it."""
+    path = os.path.abspath(directory)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if os.listdir(path):
+            raise ConfigurationError(f"{directory} is not empty; name a directory that is, or a new one")
+    return path
+
+
+@contextlib.contextmanager
+def _show_start(talk: Console) -> Iterator[Callable[[str], None]]:
+    """Yield what is told of each server before it is started."""
+    if not talk.is_terminal:
+        yield lambda what: talk.print(f"starting {what}", highlight=False)
+        return
+    with talk.status("starting") as status:
+        yield lambda what: status.update(f"starting {what}")
+
+
+def _describe(deployment: Deployment, talk: Console) -> None:
+    topology, database = deployment.topology, deployment.database
+    stamps = "1 µs" if deployment.resolution_ns == 1_000 else "1 ms; libnginx-mod-http-perl makes it 1 µs"
+    talk.print(
+        f"nginx (stamps good to {stamps})\n"
+        f"  ─{topology.transport}→ uWSGI, {topology.workers} {topology.concurrency}\n"
+        f"  ─{topology.database_transport}→ {database.kind} {database.version}",
+        highlight=False,
+    )
+
+
+def _drive(deployment: Deployment, seconds_s: float, observations: list[Observation], talk: Console) -> bool:
+    """Drive the traffic; return whether Ctrl-C ended it."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from reqpath.bench.load import Pace, drive, plan_shop_traffic
+
+    pace = Pace(clients=4, seconds_s=seconds_s, think_s=0.03)
+    if not talk.is_terminal:
+        talk.print(f"driving traffic for {seconds_s:g} s", highlight=False)
+    bar = Progress(
+        TextColumn("driving traffic"),
+        BarColumn(),
+        TextColumn("{task.fields[requests]} requests"),
+        console=talk,
+        transient=True,
+        disable=not talk.is_terminal,
+    )
+    task = bar.add_task("", total=seconds_s, requests=0)
+    begin_s = time.monotonic()
+    try:
+        with bar:
+            drive(
+                (deployment.host, deployment.port),
+                plan_shop_traffic(pace.seed),
+                pace,
+                observations,
+                on_progress=lambda count: bar.update(
+                    task, completed=time.monotonic() - begin_s, requests=count
+                ),
+            )
+    except KeyboardInterrupt:
+        talk.print("interrupted; this is what was measured", highlight=False)
+        return True
+    return False
+
+
+def _read(spool: str, observations: list[Observation]) -> tuple[Breakdown, dict[str, Any]]:
+    """Return the breakdown, and how much of what the clients waited is in it."""
+    from reqpath.analyse.breakdown import BreakdownBuilder
+    from reqpath.bench.load import Followed
+    from reqpath.collect.join import read_paths
+    from reqpath.spool import SpoolReader
+
+    by_trace = {observation.trace_id: observation for observation in observations}
+    builder = BreakdownBuilder()
+    shares = []
+    reader = SpoolReader(spool)
+    for path in read_paths(reader):
+        builder.add(path)
+        observation = by_trace.get(path.trace_id)
+        if observation is not None:
+            shares.append(Followed(observation, path).attributed_share)
+    waited_ns = [observation.end_ns - observation.start_ns for observation in observations]
+    client = {
+        "requests": len(observations),
+        "recorded": len(shares),
+        "mean_ns": statistics.fmean(waited_ns) if waited_ns else None,
+        "p50_ns": statistics.median_low(waited_ns) if waited_ns else None,
+        "attributed_share_p50": statistics.median(shares) if shares else None,
+    }
+    return builder.build(reader.losses), client
+
+
+def _deployment_to_json(deployment: Deployment) -> dict[str, Any]:
+    topology = deployment.topology
+    return {
+        "transport": topology.transport,
+        "database_transport": topology.database_transport,
+        "concurrency": topology.concurrency,
+        "workers": topology.workers,
+        "database": f"{deployment.database.kind} {deployment.database.version}",
+        "stamp_resolution_ns": deployment.resolution_ns,
+    }
+
+
+def _print_client(client: dict[str, Any], console: Console) -> None:
+    if client["attributed_share_p50"] is None:
+        return
+    console.print(
+        f"\n{client['requests']} requests were sent, {client['recorded']} recorded. "
+        f"By the client's own clock {client['attributed_share_p50']:.1%} of its waiting is in a segment (at the "
+        "median); the rest is its way to nginx and back.",
+        highlight=False,
+    )
+
+
+def _print_next_steps(spool: str | None, talk: Console) -> None:
+    steps = [("one request", "reqpath demo --keep-spool DIR, then reqpath trace slowest DIR")]
+    if spool is not None:
+        place = shlex.quote(spool)
+        steps = [("one request", f"reqpath trace slowest {place}"), ("again", f"reqpath report {place}")]
+    steps += [
+        ("another set-up", "reqpath demo --workers threads --transport tcp --db-transport unix"),
+        ("your own app", "ReqPath(app), and the lines of reqpath config nginx, reqpath config uwsgi"),
+    ]
+    talk.print("\nWhere to go next", highlight=False)
+    for what, how in steps:
+        talk.print(f"  {what:<15} {how}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _wait_for_the_end(deployment: Deployment, talk: Console) -> None:
+    talk.print(
+        f"\n{deployment.url} is up until Ctrl-C, its records are in {deployment.spool},\n"
+        f"its configuration and logs in {deployment.placement.directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            deployment.check_alive()
+            time.sleep(0.5)
