@@ -166,6 +166,7 @@ _UWSGI_TOLERANCE_NS: Final = 2 * _UWSGI_RESOLUTION_NS
 _ATTEMPT_RESOLUTION_NS: Final = 1_000_000
 #: Closing a body takes 10 to 100 µs by itself; what takes longer is work of the app's after its answer.
 _CLOSING_NS: Final = 1_000_000
+_WORKER_STAMPS: Final = ("nginx_start", "nginx_pass", "accept", "parsed", "closed", "nginx_end")
 #: The statuses of a request whose client, or whose nginx, did not wait for the worker.
 _GIVEN_UP: Final = (499, 504)
 
@@ -319,18 +320,12 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     if late_ns:
         exclusive_ns = [*exclusive_ns[:-1], (exclusive_ns[-1] or 0) - late_ns]
     total_ns = finish_ns - begin_ns
-    missing = [
-        name
-        for name, stamp_ns in (
-            ("nginx_start", start_ns),
-            ("nginx_pass", pass_ns),
-            ("accept", worker.accept_ns),
-            ("parsed", worker.parsed_ns),
-            ("closed", closed_ns),
-            ("nginx_end", end_ns),
+    stamps = (start_ns, pass_ns, worker.accept_ns, worker.parsed_ns, closed_ns, end_ns)
+    missing: tuple[str, ...] = ()
+    if None in stamps:
+        missing = tuple(
+            name for name, stamp_ns in zip(_WORKER_STAMPS, stamps, strict=True) if stamp_ns is None
         )
-        if stamp_ns is None
-    ]
     return Timing(
         begin_ns,
         total_ns,
@@ -339,7 +334,7 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
         resolution_ns,
         tuple(clamped),
         tuple(skewed),
-        tuple(missing),
+        missing,
         abandoned,
     )
 
