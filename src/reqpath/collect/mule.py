@@ -13,6 +13,7 @@ master run `main` beside the workers, and again when it dies. The settings are t
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -33,7 +34,7 @@ _MERCY_S = 60.0
 def main() -> None:
     """Collect until uWSGI ends this process."""
     uwsgi = uwsgi_module()
-    receiver = _start()
+    source, receiver = _start()
 
     def end_after_workers(_number: int, _frame: object) -> None:
         # A reload: the workers finish what they have, and nginx logs it.
@@ -41,20 +42,21 @@ def main() -> None:
         receiver.stop(when=lambda: time.monotonic() > limit_s or not _has_workers(uwsgi))
 
     signal.signal(signal.SIGHUP, end_after_workers)
-    with stopped_by_signals(receiver):
+    with contextlib.closing(source), stopped_by_signals(receiver):
         receiver.run()
     # A mule goes on with a loop of uWSGI's own when its function returns; only the process's end ends it.
     sys.exit(0)
 
 
-def _start() -> Receiver:
+def _start() -> tuple[DatagramSource, Receiver]:
+    """Open what there is to open, however long that takes."""
     said = ""
     while True:
         try:
             settings = Settings.from_environment()
             source = _held or DatagramSource(parse_listen(settings.listen))
             try:
-                return Receiver(settings, [source], report=_report)
+                return source, Receiver(settings, [source], report=_report)
             except ReqPathError:
                 if source is not _held:
                     source.close()

@@ -202,7 +202,10 @@ class FileSource:
 
 
 class Receiver:
-    """Takes lines from its sources into a spool until it is told to stop, or all sources have ended."""
+    """Takes lines from its sources into a spool until it is told to stop, or all sources have ended.
+
+    The sources stay the caller's to close.
+    """
 
     def __init__(
         self,
@@ -240,7 +243,7 @@ class Receiver:
             self._waker.send(b"\0")
 
     def run(self) -> Counts:
-        """Receive until `stop`; then close everything."""
+        """Receive until the end and return the counts; to be called once."""
         poller = select.poll()
         active = {source.fileno(): source for source in self._sources}
         # poll and not epoll, which takes no regular files.
@@ -258,7 +261,9 @@ class Receiver:
             self._settle([source for source in active.values() if isinstance(source, DatagramSource)])
             self._note_drops()
         finally:
-            self._close()
+            self._writer.close()
+            self._wake.close()
+            self._waker.close()
         return self.counts
 
     def _is_over(self) -> bool:
@@ -315,13 +320,6 @@ class Receiver:
             self.counts.kernel_dropped += dropped
             for _ in range(dropped):
                 self._writer.next_sequence()
-
-    def _close(self) -> None:
-        self._writer.close()
-        for source in self._sources:
-            source.close()
-        self._wake.close()
-        self._waker.close()
 
     def _build_info(self, writer_id: str) -> WriterInfo:
         return WriterInfo(

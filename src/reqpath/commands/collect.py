@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import click
@@ -51,15 +52,16 @@ def command(
     """
     settings = Settings.from_environment()
     settings = replace(settings, spool=spool or settings.spool, listen=listen or settings.listen)
-    sources: list[Source] = [FileSource(path) for path in files]
-    where = ", ".join("the standard input" if path == "-" else path for path in files)
-    if listen or not files:
-        address = parse_listen(settings.listen)
-        sources.append(DatagramSource(address, mode=_parse_mode(socket_mode)))
-        where = f"{where}, {address}" if where else str(address)
-    receiver = Receiver(settings, sources, report=lambda message: click.echo(f"reqpath: {message}", err=True))
-    with stopped_by_signals(receiver):
-        click.echo(f"reqpath: collecting from {where} into {settings.spool_directory}", err=True)
+    mode = _parse_mode(socket_mode)
+    address = parse_listen(settings.listen) if listen or not files else None
+    where = ["the standard input" if path == "-" else path for path in files] + [str(address)] * bool(address)
+    with ExitStack() as stack:
+        sources: list[Source] = [stack.enter_context(closing(FileSource(path))) for path in files]
+        if address:
+            sources.append(stack.enter_context(closing(DatagramSource(address, mode=mode))))
+        receiver = Receiver(settings, sources, report=_report)
+        stack.enter_context(stopped_by_signals(receiver))
+        _report(f"collecting from {', '.join(where)} into {settings.spool_directory}")
         counts = receiver.run()
     click.echo(json.dumps(_to_json(counts)) if as_json else render_counts(counts))
 
@@ -82,6 +84,10 @@ def _to_json(counts: Counts) -> dict[str, object]:
         "kernel_dropped": counts.kernel_dropped,
         "spool_dropped": counts.spool_dropped,
     }
+
+
+def _report(message: str) -> None:
+    click.echo(f"reqpath: {message}", err=True)
 
 
 def _parse_mode(text: str) -> int:
