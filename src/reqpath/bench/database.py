@@ -210,6 +210,8 @@ def _build_init_command(program: DatabaseProgram, data: str) -> list[str]:
         "--auth-root-authentication-method=normal",
         "--skip-test-db",
         "--skip-name-resolve",
+        # Or it refuses a machine that can't look up its own name or localhost.
+        "--force",
         *_user_option(),
     ]
 
