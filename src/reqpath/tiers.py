@@ -298,7 +298,9 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
 
     begin_ns = first_ns if handed_ns is None else handed_ns if start_ns is None else start_ns
     one_clock = not contradiction
-    if contradiction:
+    if not contradiction:
+        begin_ns = min(begin_ns, first_ns)
+    else:
         queue_ns = send_ns = None
         late_ns = 0
         if handed_ns is not None and end_ns is not None and not abandoned:
@@ -319,7 +321,7 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     exclusive_ns = worker.exclusive_ns
     if late_ns:
         exclusive_ns = [*exclusive_ns[:-1], (exclusive_ns[-1] or 0) - late_ns]
-    total_ns = finish_ns - begin_ns
+    total_ns = max(0, finish_ns - begin_ns)
     stamps = (start_ns, pass_ns, worker.accept_ns, worker.parsed_ns, closed_ns, end_ns)
     missing: tuple[str, ...] = ()
     if None in stamps:
