@@ -212,8 +212,7 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     skewed: list[str] = []
 
     def check(name: str, duration_ns: int, tolerance_ns: int) -> int | None:
-        if duration_ns >= 0:
-            return duration_ns
+        """Judge a negative duration."""
         if duration_ns >= -tolerance_ns:
             clamped.append(name)
             return 0
@@ -227,13 +226,18 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
 
     # By the clock of uWSGI and the worker. A stamp that follows what it must precede bounds nothing.
     accept_ns, parsed_ns = worker.accept_ns, worker.parsed_ns
-    read_ns = gil_ns = None
+    read_ns: int | None = None
+    gil_ns: int | None = None
     first_ns = app_start_ns
     if parsed_ns is not None:
-        gil_ns = check("uwsgi.gil", app_start_ns - parsed_ns, _UWSGI_TOLERANCE_NS)
+        gil_ns = app_start_ns - parsed_ns
+        if gil_ns < 0:
+            gil_ns = check("uwsgi.gil", gil_ns, _UWSGI_TOLERANCE_NS)
         first_ns = app_start_ns if gil_ns is None else parsed_ns
     if accept_ns is not None:
-        read_ns = check("uwsgi.read", first_ns - accept_ns, _UWSGI_TOLERANCE_NS)
+        read_ns = first_ns - accept_ns
+        if read_ns < 0:
+            read_ns = check("uwsgi.read", read_ns, _UWSGI_TOLERANCE_NS)
         if read_ns is None:
             accept_ns = None
         else:
@@ -253,9 +257,11 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
         if pass_ns is None:
             pass_ns = nginx.pass_ns
     tolerance_ns = resolution_ns + _UWSGI_RESOLUTION_NS
-    receive_ns = None
+    receive_ns: int | None = None
     if start_ns is not None and pass_ns is not None:
-        receive_ns = check("nginx.receive", pass_ns - start_ns, 2 * resolution_ns)
+        receive_ns = pass_ns - start_ns
+        if receive_ns < 0:
+            receive_ns = check("nginx.receive", receive_ns, 2 * resolution_ns)
     handed_ns = start_ns if pass_ns is None else pass_ns
 
     # Between the two clocks. Attempts that left no record lie before the worker's or after it.
@@ -266,12 +272,13 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
         before_ns, after_ns = _split_attempts(
             attempts, None if handed_ns is None else first_ns + tolerance_ns - handed_ns
         )
-    queue_ns = send_ns = None
+    queue_ns: int | None = None
+    send_ns: int | None = None
     contradiction = False
     if handed_ns is not None:
         lead_ns = first_ns - handed_ns - before_ns
         if accept_ns is not None and pass_ns is not None:
-            queue_ns = check("queue", lead_ns, tolerance_ns)
+            queue_ns = lead_ns if lead_ns >= 0 else check("queue", lead_ns, tolerance_ns)
         elif lead_ns < -tolerance_ns:
             skewed.append("queue")
         contradiction = lead_ns < -tolerance_ns
@@ -284,7 +291,9 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
             finish_ns = end_ns
             after_ns = min(after_ns, max(0, left_ns))
             if closed_ns is not None:
-                send_ns = check("nginx.send", left_ns - after_ns, tolerance_ns)
+                send_ns = left_ns - after_ns
+                if send_ns < 0:
+                    send_ns = check("nginx.send", send_ns, tolerance_ns)
         elif after_ns or nginx.status in _GIVEN_UP:
             after_ns, abandoned = 0, True
         elif (late := _late_ns(worker, worker_end_ns, end_ns, tolerance_ns)) is not None:
