@@ -17,6 +17,7 @@ from reqpath.errors import ConfigurationError
 Sql = Literal["placeholders", "verbatim", "none"]
 
 MEGABYTE = 1 << 20
+_KINDS = {bool: "truth value, True or False", int: "whole number", str: "text"}
 
 #: Where nginx sends its lines and the collector awaits them; nginx-conf/reqpath-http.conf says the same.
 DEFAULT_LISTEN = "udp:127.0.0.1:5170"
@@ -54,6 +55,11 @@ class Settings:
     listen: str = DEFAULT_LISTEN
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            value, kind = getattr(self, setting.name), type(setting.default)
+            # Not `isinstance`: "false" and 0.5 would do for a flag, and True for a number.
+            if type(value) is not kind:
+                raise ConfigurationError(f"{setting.name} is {value!r}; it takes a {_KINDS[kind]}")
         if self.sql not in get_args(Sql):
             raise ConfigurationError(f"sql is {self.sql!r}; it takes one of {', '.join(get_args(Sql))}")
         if self.spool_max_bytes < MEGABYTE:
@@ -64,7 +70,8 @@ class Settings:
     @property
     def spool_directory(self) -> str:
         """The spool's directory, resolved."""
-        return self.spool or default_spool()
+        # The app may change its directory later.
+        return os.path.abspath(self.spool or default_spool())
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
