@@ -7,6 +7,7 @@ error.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -58,6 +59,10 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where the locale's encoding has no `µ` or `─`, a question mark stands for it.
+            stream.reconfigure(errors="replace")
     try:
         group()
     except ReqPathError as error:

@@ -71,7 +71,14 @@ Examples:
 @click.option(
     "--since", metavar="WHEN", help="Only requests that started since: 30s, 10m, 2h, 1d ago, or ISO."
 )
-@click.option("--slowest", metavar="N", default=5, show_default=True, type=click.IntRange(0, 1000))
+@click.option(
+    "--slowest",
+    metavar="N",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0, 1000),
+    help="How many of the slowest requests are listed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
 @click.option("--watch", is_flag=True, help="Stay, and read what comes. End it with Ctrl-C.")
 def command(
@@ -97,9 +104,9 @@ def command(
         return
     # Records hold no cycles, and there are millions of them.
     gc.disable()
-    for path in show_progress(read_paths(reader)):
-        if keep is None or keep(path):
-            builder.add(path)
+    builder.extend(
+        filter(keep, show_progress(read_paths(reader))) if keep else show_progress(read_paths(reader))
+    )
     breakdown = builder.build(reader.losses)
     if as_json:
         from reqpath.render.document import breakdown_to_json
@@ -147,9 +154,10 @@ def show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from paths
-        return
+    return _count_aloud(paths, console) if console.is_terminal else paths
+
+
+def _count_aloud(paths: Iterator[RequestPath], console: Console) -> Iterator[RequestPath]:
     with console.status("reading the spool") as status:
         for count, path in enumerate(paths, 1):
             if count % _PROGRESS_EVERY == 0:
@@ -174,9 +182,7 @@ def _watch(reader: SpoolReader, builder: BreakdownBuilder, keep: Keep | None, co
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
         try:
             while True:
-                for path in read():
-                    if keep is None or keep(path):
-                        builder.add(path)
+                builder.extend(filter(keep, read()) if keep else read())
                 if builder.requests:
                     page = build_report(
                         builder.build(reader.losses),
