@@ -34,7 +34,14 @@ _SETTLE_S = 3.0
 _INTERRUPTED = 130
 
 
-@click.command(name="demo")
+@click.command(
+    name="demo",
+    epilog="""\b
+Examples:
+  reqpath demo
+  reqpath demo --workers threads --transport tcp --keep-spool ./spool
+""",
+)
 @click.option("--transport", type=click.Choice(["tcp", "unix"]), default="unix", help="nginx to uWSGI.")
 @click.option("--db-transport", type=click.Choice(["tcp", "unix"]), default="tcp", help="App to database.")
 @click.option(
@@ -44,7 +51,14 @@ _INTERRUPTED = 130
     help="What uWSGI serves with, four of them.",
 )
 @click.option("--database", type=click.Choice(["mariadb", "mysql"]), help="Default: whichever is found.")
-@click.option("--seconds", metavar="N", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True)
+@click.option(
+    "--seconds",
+    metavar="N",
+    type=click.FloatRange(0.1, 86_400),
+    default=10.0,
+    show_default=True,
+    help="How long traffic is driven.",
+)
 @click.option("--keep-spool", metavar="DIR", type=click.Path(), help="Leave the records there.")
 @click.option("--keep-running", is_flag=True, help="Leave the servers up until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
@@ -59,14 +73,9 @@ def command(
     keep_running: bool,
     as_json: bool,
 ) -> None:
-    r"""Start nginx, uWSGI and a database, drive traffic, show where its time went.
+    """Start nginx, uWSGI and a database, drive traffic, show where its time went.
 
     The servers are private: their own ports, sockets and directories. Afterwards nothing is left of them.
-
-    \b
-    Example:
-      reqpath demo
-      reqpath demo --workers threads --transport tcp --keep-spool ./spool
     """
     for module in _NEEDED:
         if importlib.util.find_spec(module) is None:
@@ -228,8 +237,8 @@ def _print_client(client: dict[str, Any], console: Console) -> None:
         return
     console.print(
         f"\n{client['requests']} requests were sent, {client['recorded']} recorded. "
-        f"By the client's own clock {client['attributed_share_p50']:.1%} of its waiting is in a segment (at the "
-        "median); the rest is its way to nginx and back.",
+        f"By the client's own clock {client['attributed_share_p50']:.1%} of its waiting is in a "
+        "segment (at the median); the rest is its way to nginx and back.",
         highlight=False,
     )
 
