@@ -39,6 +39,7 @@ ROUTES = (
     ("/customers/<int:customer_id>", "SELECT * FROM customers WHERE id = ?", 110 * US),
     ("/report", "SELECT day, SUM(amount) FROM orders GROUP BY day", 18 * MS),
 )
+WEIGHTS = (30, 40, 10, 8, 10, 2)
 SESSION = "SELECT data FROM sessions WHERE id = ? AND expires > NOW()"
 FIRST_NS = 1_700_000_000_000_000_000
 
@@ -47,7 +48,7 @@ def build_request(
     rng: random.Random, worker: int, start_ns: int, span: int
 ) -> tuple[WorkerRecord, NginxRecord]:
     """Build one request's two records; `span` makes its ids unique."""
-    route, statement, typical_ns = rng.choice(ROUTES)
+    ((route, statement, typical_ns),) = rng.choices(ROUTES, WEIGHTS)
     trace_id, span_id = f"{rng.getrandbits(128):032x}", f"{span:016x}"
     queue_ns = int(rng.expovariate(1 / (80 * US)))
     pass_ns = start_ns + 30 * US
@@ -122,7 +123,7 @@ def build_request(
         view_start_ns,
         view_end_ns,
         view_end_ns + 300 * US,
-        now_ns // 3,
+        (now_ns - sum(operation.end_ns - operation.start_ns for operation in operations)) * 9 // 10,
         20 * US,
         None,
         "unix",
@@ -190,7 +191,7 @@ def write_spool(directory: str, requests: int) -> None:
 
     for span in range(requests):
         worker = span % WORKERS
-        now_ns = FIRST_NS + span * 1_500 * US
+        now_ns = FIRST_NS + span * 1_200 * US
         record, line = build_request(rng, worker, now_ns, span)
         append(writers[worker], record)
         heapq.heappush(lines, (line.end_ns, span, line))

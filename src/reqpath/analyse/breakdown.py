@@ -5,8 +5,8 @@ out of here. Every figure is exact: each request's segments are kept, as whole n
 narrowest type that holds them, about 100 bytes a request::
 
     builder = BreakdownBuilder()
-    for path in paths:
-        builder.add(path)
+    builder = BreakdownBuilder()
+    builder.extend(paths)
     builder.build(losses).whole.total.p99_ns
 
 Means of segments add up to the mean of the total, percentiles don't. So what a slow request is made of is
@@ -19,9 +19,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +47,26 @@ _FROM_UWSGI: Final = frozenset({"uwsgi.read", "uwsgi.gil"})
 _IN_WORKER: Final = frozenset({*_FROM_UWSGI, *WORKER_SEGMENTS})
 _DATABASE_WAIT: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit"})
 
-_Marks = dict[tuple[Any, ...], int]
 _Indices = npt.NDArray[np.intp]
+
+
+class _Mark(NamedTuple):
+    """What many requests have in common, so that it is counted and not kept for each."""
+
+    route: int
+    status: int | None
+    transport: str | None
+    resolution_ns: int
+    has_worker: bool
+    has_line: bool
+    first_attempt: bool
+    clamped: tuple[str, ...]
+    skewed: tuple[str, ...]
+    missing: tuple[str, ...]
+    abandoned: bool
+
+
+_Marks = list[tuple[_Mark, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +280,7 @@ def build_breakdown(
 ) -> Breakdown:
     """Build the breakdown of `paths`; `losses` is read after the last of them."""
     builder = BreakdownBuilder(slowest=slowest)
-    for path in paths:
-        builder.add(path)
+    builder.extend(paths)
     return builder.build(losses)
 
 
@@ -279,13 +296,14 @@ class BreakdownBuilder:
         self._worker_infos: list[WriterInfo] = []
         self._segments = Table(len(SEGMENTS))
         self._total, self._residual = Column(), Column()
-        self._cpu, self._run_queue, self._tls_context = Column(), Column(), Column()
-        self._route, self._worker = Column(), Column()
-        #: (route, status, transport, missing, skewed, clamped, abandoned, resolution): requests.
-        self._marks: _Marks = {}
+        self._cpu, self._run_queue = Column(), Column()
+        self._mark, self._worker = Column(), Column()
+        #: By row, ns: the TLS contexts that were built in it. Few requests connect.
+        self._tls_contexts: dict[int, int] = {}
+        #: Each `_Mark` as a plain tuple, numbered from 0.
+        self._marks: dict[tuple[object, ...], int] = {}
         self._operations = _OperationTable()
         self._rejected: Counter[str] = Counter()
-        self._joined = self._worker_only = self._nginx_only = self._retried = 0
         self._dropped_operations = 0
         self._first_ns = self._last_ns = 0
         self._slowest: list[tuple[int, int, RequestPath]] = []
@@ -300,63 +318,84 @@ class BreakdownBuilder:
 
     def add(self, path: RequestPath) -> None:
         """Add one request."""
-        worker = path.worker
-        timing = path.timing
-        start_ns, total_ns, segments, residual_ns, resolution_ns, clamped, skewed, missing, abandoned = timing
-        cpu_ns = run_queue_ns = transport = None
-        tls_ns = 0
-        worker_number = UNKNOWN
-        if worker is None:
-            route = self._routes.number(path.route)
-            self._nginx_only += 1
-        else:
-            known_route = self._known_routes.get((worker.method, worker.route))
-            route = self._learn_route(path, worker) if known_route is None else known_route
-            if path.nginx is None:
-                self._worker_only += 1
-            else:
-                self._joined += 1
-            if path.retried:
-                self._retried += 1
-            cpu_ns = worker.cpu_ns
-            run_queue_ns = worker.run_queue_ns
-            transport = worker.transport
-            if path.info is not None:
-                worker_number = self._worker_number(path.info)
-            if worker.operations:
-                tls_ns = self._operations.add(route, worker.operations)
-            if worker.rejected_stamps:
-                self._rejected.update(worker.rejected_stamps)
-            if worker.dropped_operations:
-                self._dropped_operations += worker.dropped_operations
-        marks = self._marks
-        mark = (route, path.status, transport, missing, skewed, clamped, abandoned, resolution_ns)
-        marks[mark] = marks.get(mark, 0) + 1
-        end_ns = start_ns + total_ns
-        if end_ns > self._last_ns:  # noqa: PLR1730 - half the time of max()
-            self._last_ns = end_ns
-        if start_ns < self._first_ns or not self._count:
-            self._first_ns = start_ns
-        self._count += 1
-        if total_ns > self._slowest_limit:
-            self._keep_slow(total_ns, path)
-        self._total.append(total_ns)
-        self._residual.append(residual_ns)
-        self._cpu.append(UNKNOWN if cpu_ns is None else cpu_ns)
-        self._run_queue.append(UNKNOWN if run_queue_ns is None else run_queue_ns)
-        self._tls_context.append(tls_ns)
-        self._route.append(route)
-        self._worker.append(worker_number)
+        self.extend((path,))
+
+    def extend(self, paths: Iterable[RequestPath]) -> None:
+        """Add requests."""
+        # All that a million turns look up is looked up once.
+        known_routes, marks, workers = self._known_routes, self._marks, self._workers
+        append_total, append_residual = self._total.append, self._residual.append
+        append_cpu, append_run_queue = self._cpu.append, self._run_queue.append
+        append_mark, append_worker = self._mark.append, self._worker.append
         rows = self._segments.rows
-        rows.append(segments)
-        if len(rows) >= _CHUNK:
-            self._pack()
+        for path in paths:
+            worker, line = path.worker, path.nginx
+            timing = path.timing
+            start_ns, total_ns, segments, residual_ns, resolution_ns, clamped, skewed, missing, abandoned = (
+                timing
+            )
+            if worker is None:
+                route: int | None = self._routes.number(path.route)
+                transport = None
+                append_cpu(UNKNOWN)
+                append_run_queue(UNKNOWN)
+                append_worker(UNKNOWN)
+            else:
+                route = known_routes.get((worker.method, worker.route))
+                if route is None:
+                    route = self._learn_route(path, worker)
+                transport = worker.transport
+                append_cpu(UNKNOWN if worker.cpu_ns is None else worker.cpu_ns)
+                append_run_queue(UNKNOWN if worker.run_queue_ns is None else worker.run_queue_ns)
+                info = path.info
+                number = None if info is None else workers.get(info.writer_id)
+                append_worker(self._learn_worker(info) if number is None else number)
+                if worker.operations:
+                    tls_ns = self._operations.add(route, worker.operations)
+                    if tls_ns:
+                        self._tls_contexts[self._count] = tls_ns
+                if worker.rejected_stamps or worker.dropped_operations:
+                    self._rejected.update(worker.rejected_stamps)
+                    self._dropped_operations += worker.dropped_operations
+            mark = (
+                route,
+                path.status,
+                transport,
+                resolution_ns,
+                worker is not None,
+                line is not None,
+                not path.retried,
+                clamped,
+                skewed,
+                missing,
+                abandoned,
+            )
+            number = marks.get(mark)
+            if number is None:
+                number = marks[mark] = len(marks)
+            append_mark(number)
+            append_total(total_ns)
+            append_residual(residual_ns)
+            rows.append(segments)
+            if start_ns + total_ns > self._last_ns:  # noqa: PLR1730 - half the time of max()
+                self._last_ns = start_ns + total_ns
+            if start_ns < self._first_ns or not self._count:
+                self._first_ns = start_ns
+            self._count += 1
+            if total_ns > self._slowest_limit:
+                self._keep_slow(total_ns, path)
+            if len(rows) >= _CHUNK:
+                self._pack()
 
     def build(self, losses: SpoolLosses | None = None) -> Breakdown:
         """Build the breakdown of what was added so far."""
         self._pack()
         total = self._total.read()
-        route_of = self._route.read()
+        mark_of = self._mark.read()
+        counts = np.bincount(mark_of, minlength=len(self._marks)).tolist()
+        marks = [(_Mark._make(mark), count) for mark, count in zip(self._marks, counts, strict=True)]
+        route_of = np.array([mark.route for mark, _ in marks], np.int32)[mark_of]
+        del mark_of
         by_total = np.argsort(total, kind="stable")
         # Each route's requests, in the order of their totals.
         ordered_routes = route_of[by_total]
@@ -388,7 +427,8 @@ class BreakdownBuilder:
                 wall += known
             if segment.name in _DATABASE_WAIT:
                 database += known
-        database -= self._tls_context.read()
+        for row, tls_ns in self._tls_contexts.items():
+            database[row] -= tls_ns
         cpu, run_queue = self._cpu.read(), self._run_queue.read()
         lens_known = (cpu >= 0) & (run_queue >= 0)
         blocked = wall - cpu - run_queue - database
@@ -403,10 +443,11 @@ class BreakdownBuilder:
                 group.take_lens(name, values, lens_known)
 
         names = self._routes.names
+        sides = _count(marks, lambda mark: (mark.has_worker, mark.has_line))
         built = [
             group.build(
                 None if group.route is None else names[group.route],
-                self._marks,
+                marks,
                 self._operations.count(group.route),
                 names,
             )
@@ -420,14 +461,14 @@ class BreakdownBuilder:
             first_ns=self._first_ns if self._count else None,
             last_ns=self._last_ns if self._count else None,
             workers=self._build_workers(busy),
-            hop_transports=_sum_by(self._marks, 2),
+            hop_transports=_count(marks, lambda mark: mark.transport if mark.has_worker else None),
             database_transports=self._operations.transports(),
             statements=self._operations.build(),
             slowest=self._build_slowest(),
-            joined=self._joined,
-            worker_only=self._worker_only,
-            nginx_only=self._nginx_only,
-            retried=self._retried,
+            joined=sides.get((True, True), 0),
+            worker_only=sides.get((True, False), 0),
+            nginx_only=sides.get((False, True), 0),
+            retried=_count(marks, lambda mark: mark.first_attempt).get(False, 0),
             rejected_stamps=dict(sorted(self._rejected.items())),
             dropped_operations=self._dropped_operations,
             losses=losses or SpoolLosses(),
@@ -439,12 +480,11 @@ class BreakdownBuilder:
             self._known_routes[(worker.method, worker.route)] = number
         return number
 
-    def _worker_number(self, info: WriterInfo) -> int:
-        number = self._workers.get(info.writer_id)
-        if number is None:
-            number = self._workers[info.writer_id] = len(self._workers)
-            self._worker_infos.append(info)
-        return number
+    def _learn_worker(self, info: WriterInfo | None) -> int:
+        if info is None:
+            return UNKNOWN
+        self._worker_infos.append(info)
+        return self._workers.setdefault(info.writer_id, len(self._workers))
 
     def _keep_slow(self, total_ns: int, path: RequestPath) -> None:
         # The count breaks ties, so that paths are never compared; the earlier request stays.
@@ -461,8 +501,7 @@ class BreakdownBuilder:
             self._residual,
             self._cpu,
             self._run_queue,
-            self._tls_context,
-            self._route,
+            self._mark,
             self._worker,
         ):
             column.pack()
@@ -529,7 +568,7 @@ class _OperationTable:
         self._number_of, self._time = Column(), Column()
         self._pending = 0
         self._errors: Counter[int] = Counter()
-        self._by_route: Counter[int] = Counter()
+        self._by_route: dict[int, int] = {}
 
     def add(self, route: int, operations: list[Operation]) -> int:
         """Add one request's operations; return the ns that its connects spent on building TLS contexts."""
@@ -550,9 +589,9 @@ class _OperationTable:
             append_time(operation_time_ns(operation))
             if operation.error is not None:
                 self._errors[number] += 1
-            if kind == "connect":
+            if operation.phases:
                 tls_ns += sum(ns for name, ns in operation.phases if name == "tls_context")
-        self._by_route[route] += count
+        self._by_route[route] = self._by_route.get(route, 0) + count
         self._pending += count
         if self._pending > _CHUNK:
             self._number_of.pack()
@@ -571,7 +610,7 @@ class _OperationTable:
 
     def count(self, route: int | None) -> int:
         """How many operations a route had; None: all of them."""
-        return self._by_route.total() if route is None else self._by_route[route]
+        return sum(self._by_route.values()) if route is None else self._by_route.get(route, 0)
 
     def transports(self) -> dict[str | None, int]:
         counts = np.bincount(self._number_of.read(), minlength=len(self._keys))
@@ -696,8 +735,8 @@ class _GroupBuilder:
 
     def build(self, route: str | None, marks: _Marks, operations: int, names: list[str]) -> Group:
         if self.route is not None:
-            marks = {key: count for key, count in marks.items() if key[0] == self.route}
-        resolutions = _sum_by(marks, 7)
+            marks = [(mark, count) for mark, count in marks if mark.route == self.route]
+        resolutions = _count(marks, lambda mark: mark.resolution_ns)
         resolution_ns = max(resolutions, default=1)
         segments = []
         for figures, slow in zip(self._segments, self._slow_routes, strict=True):
@@ -717,7 +756,7 @@ class _GroupBuilder:
                     0.0 if slow is None else slow[1],
                 )
             )
-        missing = _sum_each(marks, 3)
+        missing = _count_each(marks, lambda mark: mark.missing)
         return Group(
             route=route,
             requests=self._size,
@@ -729,11 +768,13 @@ class _GroupBuilder:
             segments=tuple(segments),
             residual=self._residual,
             lens=Lens(self._lens_known, tuple(self._lens)),
-            statuses=dict(sorted(_sum_by(marks, 1).items(), key=lambda item: item[0] or 0)),
+            statuses=dict(
+                sorted(_count(marks, lambda mark: mark.status).items(), key=lambda item: item[0] or 0)
+            ),
             missing_stamps={stamp: missing[stamp] for stamp in STAMPS if stamp in missing},
-            skewed=_in_order(_sum_each(marks, 4)),
-            clamped=_in_order(_sum_each(marks, 5)),
-            abandoned=_sum_by(marks, 6).get(True, 0),
+            skewed=_in_order(_count_each(marks, lambda mark: mark.skewed)),
+            clamped=_in_order(_count_each(marks, lambda mark: mark.clamped)),
+            abandoned=_count(marks, lambda mark: mark.abandoned).get(True, 0),
             operations_mean=operations / self._size if self._size else 0.0,
             resolutions=dict(sorted(resolutions.items())),
         )
@@ -773,19 +814,19 @@ def resolution_of(segment: str, total_resolution_ns: int) -> int:
     return 1_000 if segment in _FROM_UWSGI else 1
 
 
-def _sum_by(marks: _Marks, position: int) -> dict[Any, int]:
-    sums: Counter[Any] = Counter()
-    for key, count in marks.items():
-        sums[key[position]] += count
-    return dict(sums)
+def _count(marks: _Marks, key: Callable[[_Mark], Any]) -> dict[Any, int]:
+    counts: Counter[Any] = Counter()
+    for mark, count in marks:
+        counts[key(mark)] += count
+    return dict(counts)
 
 
-def _sum_each(marks: _Marks, position: int) -> dict[str, int]:
-    sums: Counter[str] = Counter()
-    for key, count in marks.items():
-        for name in key[position]:
-            sums[name] += count
-    return dict(sums)
+def _count_each(marks: _Marks, keys: Callable[[_Mark], tuple[str, ...]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for mark, count in marks:
+        for name in keys(mark):
+            counts[name] += count
+    return dict(counts)
 
 
 def _in_order(counts: dict[str, int]) -> dict[str, int]:

@@ -94,6 +94,9 @@ class Names:
 
 def _narrow(values: npt.NDArray[np.float64]) -> IntArray:
     low, high = values.min(), values.max()
+    if low == high and abs(low) < 1 << 31:
+        # One value seen as many: a segment that is unknown or not there takes no room.
+        return np.broadcast_to(np.int32(low), values.shape)
     if low >= -(1 << 31) and high < 1 << 31:
         return values.astype(np.int32)
     return np.clip(values, -_LIMIT, _LIMIT).astype(np.int64)
