@@ -13,6 +13,7 @@ name, the time stays in the segment of the public one, and first byte or phases 
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import socket
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from reqpath.record import Operation, Transport
 from reqpath.settings import Settings, Sql
 from reqpath.worker.guard import note_fault
 from reqpath.worker.recorder import COMMIT, CONNECT, FETCH, QUERY, RequestRecorder, current
-from reqpath.worker.sql import bound, keep_statement
+from reqpath.worker.sql import MAX_CACHED, bound, keep_statement, replace_literals_cached
 
 _Method = Callable[..., Any]
 _Kind = Literal["connect", "query", "commit", "rollback", "ping"]
@@ -31,6 +32,11 @@ _Kind = Literal["connect", "query", "commit", "rollback", "ping"]
 #: The attribute of a connection that holds its `_Link`, and that of the class which holds the `_Policy`.
 _LINK: Final = "_reqpath_link"
 _POLICY: Final = "_reqpath_policy"
+#: `state` of a link. While it is opened, what runs on it is part of that; while a command of the request's
+#: own thread is under way, so is what the command calls.
+_IDLE: Final = 0
+_OPENING: Final = 1
+_WAITING: Final = 2
 #: `first_byte_ns` of a link: no reply yet; a reply that asked for a file, so that no fetching follows.
 _NOT_YET: Final = 0
 _ASKED_FOR_FILE: Final = -1
@@ -66,10 +72,11 @@ def install(settings: Settings) -> bool:
 
 
 def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> None:
-    connection, result = connections.Connection, getattr(connections, "MySQLResult", None)
-    command = functools.partial(_hook_command, policy=policy)
+    connection, cursor = connections.Connection, cursors.Cursor
+    result = getattr(connections, "MySQLResult", None)
+    unbuffered_cursor = getattr(cursors, "SSCursor", None)
     # Raises for a PyMySQL without these, before anything is hooked.
-    query, connect = connection.query, connection.connect
+    query, connect, execute = connection.query, connection.connect, cursor.execute
 
     policy.sees_first_byte = _replace(result, "_get_descriptions", _hook_first_packet)
     _replace(result, "_read_load_local_packet", _hook_file_request)
@@ -83,30 +90,35 @@ def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> N
     _replace(connection, "_create_ssl_ctx", _hook_tls_context)
     _replace(connection, "__init__", _hook_init)
     connection.connect = _hook_connect(connect, policy)
-    connection.query = command(query, kind="query", segment=QUERY)
+    connection.query = _adapt(
+        query, ("self", "sql", "unbuffered"), lambda method: _hook_query(method, policy)
+    )
     _replace(connection, "next_result", functools.partial(_hook_reading, segment=QUERY))
 
     # Since 1.1 `set_charset` calls the other.
     set_charset = "set_character_set" if hasattr(connection, "set_character_set") else "set_charset"
-    for name, kind, segment, statement in (
-        ("commit", "commit", COMMIT, ""),
-        ("rollback", "rollback", COMMIT, ""),
-        ("ping", "ping", QUERY, ""),
+    commands: tuple[tuple[str, _Kind, int, str | None], ...] = (
+        ("commit", "commit", COMMIT, None),
+        ("rollback", "rollback", COMMIT, None),
+        ("ping", "ping", QUERY, None),
         ("begin", "query", QUERY, "BEGIN"),
         ("show_warnings", "query", QUERY, "SHOW WARNINGS"),
         ("_send_autocommit_mode", "query", QUERY, "SET AUTOCOMMIT = ?"),
         ("select_db", "query", QUERY, "USE ?"),
         (set_charset, "query", QUERY, "SET NAMES ?"),
-    ):
-        hook = functools.partial(command, kind=kind, segment=segment, fixed=statement)
+    )
+    for name, kind, segment, statement in commands:
+        hook = functools.partial(
+            _hook_command, policy=policy, kind=kind, segment=segment, statement=statement
+        )
         _replace(connection, name, hook)
 
-    _replace(cursors.Cursor, "execute", _hook_execute)
-    _replace(cursors.Cursor, "executemany", _hook_executemany)
+    cursor.execute = _adapt(execute, ("self", "query", "args"), _hook_execute)
+    _replace(cursor, "executemany", _hook_executemany)
     _replace(getattr(cursors, "DictCursorMixin", None), "_do_get_result", _hook_reading)
-    _replace(
-        getattr(cursors, "SSCursor", None), "read_next", functools.partial(_hook_reading, reads_row=True)
-    )
+    _replace(unbuffered_cursor, "read_next", _hook_row)
+    _replace(unbuffered_cursor, "fetchmany", functools.partial(_hook_reading, reads_rows=True))
+    _replace(unbuffered_cursor, "fetchall", functools.partial(_hook_reading, reads_rows=True))
     setattr(connection, _POLICY, policy)
 
 
@@ -117,6 +129,27 @@ def _replace(owner: type | None, name: str, hook: Callable[[_Method], _Method]) 
         return False
     setattr(owner, name, hook(original))
     return True
+
+
+def _adapt(original: _Method, parameters: tuple[str, ...], hook: Callable[[_Method], _Method]) -> _Method:
+    """Put `hook`, written for these three parameters, around a method that may have others.
+
+    A call with fixed parameters costs a quarter of one with `*args, **kwargs`, and these are the hot ones.
+    """
+    if tuple(inspect.signature(original).parameters) == parameters:
+        return hook(original)
+
+    def unpack(self: Any, first: Any, packed: Any = None) -> Any:
+        args, kwargs = packed or ((), {})
+        return original(self, first, *args, **kwargs)
+
+    hooked = hook(unpack)
+
+    @functools.wraps(original)
+    def adapted(self: Any, first: Any, *args: Any, **kwargs: Any) -> Any:
+        return hooked(self, first, (args, kwargs)) if args or kwargs else hooked(self, first)
+
+    return adapted
 
 
 class _Policy:
@@ -144,17 +177,16 @@ class _Link:
         "monotonic_ns",
         "namespace",
         "number",
-        "opening",
         "operation",
         "port",
         "request_ns",
         "rows",
         "socket_ns",
         "start_ns",
+        "state",
         "statement",
         "tls_ns",
         "transport",
-        "waiting",
     )
 
     def __init__(self) -> None:
@@ -163,10 +195,7 @@ class _Link:
         self.address: str | None = None
         self.port: int | None = None
         self.namespace: str | None = None
-        #: While it is opened, all that runs on it is part of that.
-        self.opening = False
-        #: A command of the request's own thread is under way.
-        self.waiting = False
+        self.state = _IDLE
         self.first_byte_ns = _NOT_YET
         #: What `Cursor.execute` was given, for the `Connection.query` inside it, and how many sets it holds.
         self.statement: object = None
@@ -190,13 +219,48 @@ class _Link:
 # --- commands ---------------------------------------------------------------------------------------------
 
 
-def _hook_command(
-    original: _Method, *, kind: _Kind, segment: int, policy: _Policy, fixed: str | None = None
-) -> _Method:
-    """Time a method that sends a command and reads its reply.
+def _hook_query(original: _Method, policy: _Policy) -> _Method:
+    """Time `Connection.query`, by which all statements go."""
 
-    `fixed` is the statement of a method that is not given one, empty where there is none to show.
-    """
+    @functools.wraps(original)
+    def query(self: Any, sql: Any, unbuffered: Any = False) -> Any:
+        recorder = current.get()
+        if recorder is None:
+            return original(self, sql, unbuffered)
+        link: _Link | None = getattr(self, _LINK, None) or _link_of(self)
+        if link is None or link.state != _IDLE:
+            return original(self, sql, unbuffered)
+        template = link.statement
+        link.statement = None
+        if template is None or policy.sql == "verbatim":
+            template = sql
+        if not recorder.is_own_thread():
+            return _run_beside(
+                original, self, (sql, unbuffered), {}, "query", _keep_text(self, policy, template)
+            )
+        previous = _switch(recorder, QUERY)
+        start_ns = recorder.last_ns
+        link.first_byte_ns = _NOT_YET
+        link.state = _WAITING
+        try:
+            result = original(self, sql, unbuffered)
+        except BaseException as error:
+            recorder.switch(previous)
+            link.state = _IDLE
+            _keep(link, recorder, policy, "query", start_ns, _keep_text(self, policy, template), None, error)
+            raise
+        recorder.switch(previous)
+        link.state = _IDLE
+        _keep(link, recorder, policy, "query", start_ns, _keep_text(self, policy, template), result)
+        return result
+
+    return query
+
+
+def _hook_command(
+    original: _Method, *, policy: _Policy, kind: _Kind, segment: int, statement: str | None
+) -> _Method:
+    """Time a method that sends a command of its own and reads the reply; it is shown as `statement`."""
     selects_database = original.__name__ == "select_db"
 
     @functools.wraps(original)
@@ -205,132 +269,136 @@ def _hook_command(
         if recorder is None:
             return original(self, *args, **kwargs)
         link = _link_of(self)
-        if link is None or link.opening or link.waiting:
+        if link is None or link.state != _IDLE:
             return original(self, *args, **kwargs)
-        sql: object = fixed
-        if sql is None:
-            sql = args[0] if args else kwargs.get("sql")
-            if link.statement is not None and policy.sql != "verbatim":
-                sql = link.statement
-        link.statement = None
+        shown = None if policy.sql == "none" else statement
         if not recorder.is_own_thread():
-            return _run_beside(original, self, args, kwargs, kind=kind, sql=sql, policy=policy)
+            return _run_beside(original, self, args, kwargs, kind, shown)
         previous = _switch(recorder, segment)
         start_ns = recorder.last_ns
         link.first_byte_ns = _NOT_YET
-        link.waiting = True
+        link.state = _WAITING
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
             recorder.switch(previous)
-            link.waiting = False
-            _keep(
-                self, link, recorder, policy, kind=kind, sql=sql, start_ns=start_ns, result=None, error=error
-            )
+            link.state = _IDLE
+            _keep(link, recorder, policy, kind, start_ns, shown, None, error)
             raise
         recorder.switch(previous)
-        link.waiting = False
+        link.state = _IDLE
         if selects_database:
             link.namespace = _text_of(args[0] if args else kwargs.get("db"))
-        _keep(self, link, recorder, policy, kind=kind, sql=sql, start_ns=start_ns, result=result, error=None)
+        _keep(link, recorder, policy, kind, start_ns, shown, None)
         return result
 
     return command
 
 
-def _run_beside(
+def _keep(  # noqa: PLR0917 - keywords would double the price of the call
+    link: _Link,
+    recorder: RequestRecorder,
+    policy: _Policy,
+    kind: _Kind,
+    start_ns: int,
+    statement: str | None,
+    result: object,
+    error: BaseException | None = None,
+) -> None:
+    """Keep the operation that ended at the recorder's latest switch; `result` is what `query` returned."""
+    try:
+        base_ns = recorder.base_ns
+        end_ns = recorder.last_ns
+        first_byte_ns: int | None = link.first_byte_ns
+        fetch_ns = None
+        if not policy.sees_first_byte or first_byte_ns == _ASKED_FOR_FILE:
+            first_byte_ns = None
+        elif first_byte_ns == _NOT_YET:
+            # A reply without rows is one packet, and so is the server's error: reading it is no fetching.
+            first_byte_ns = end_ns - base_ns if error is None or _is_from_server(error) else None
+            fetch_ns = 0
+        else:
+            fetch_ns = end_ns - link.first_byte_ns
+            first_byte_ns = link.first_byte_ns - base_ns
+        operation = Operation(
+            kind,
+            start_ns - base_ns,
+            end_ns - base_ns,
+            first_byte_ns,
+            statement,
+            # Anything but a count is an unbuffered result's, or not PyMySQL's.
+            result if type(result) is int and 0 <= result < _UNKNOWN_ROWS else None,
+            None if error is None else _name_error(error),
+            link.transport,
+            link.address,
+            link.port,
+            link.namespace,
+            link.batch_size,
+            False,
+            [],
+            link.number,
+            fetch_ns if kind == "query" and first_byte_ns is not None else None,
+        )
+        link.batch_size = None
+        link.rows = 0
+        link.operation = operation
+        link.request_ns = base_ns
+        recorder.add_operation(operation)
+    except Exception:
+        note_fault("recording a database operation")
+
+
+def _run_beside(  # noqa: PLR0917 - one call each from three hooks
     original: _Method,
     connection: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    *,
     kind: _Kind,
-    sql: object,
-    policy: _Policy,
+    statement: str | None,
 ) -> Any:
     """Run a method on another thread than the request's: an operation of it, in none of its segments."""
     recorder = current.get()
     if recorder is None or recorder.finished:
         return original(connection, *args, **kwargs)
-    start_ns = recorder.monotonic_ns()
-    error: str | None = None
-    result: Any = None
+    start_ns = recorder.offset_ns()
     try:
         result = original(connection, *args, **kwargs)
-        return result
-    except BaseException as raised:
-        error = _name_error(raised)
+    except BaseException as error:
+        _keep_beside(recorder, connection, kind, start_ns, statement, _name_error(error))
         raise
-    finally:
-        try:
-            link = _link_of(connection)
-            if link is not None and not recorder.finished:
-                operation = _build_operation(recorder, link, kind, start_ns, recorder.monotonic_ns())
-                operation.concurrent = True
-                operation.error = error
-                if kind == "query":
-                    operation.statement = _keep_statement(connection, policy, sql)
-                    operation.rows = _count_rows(result)
-                recorder.add_operation(operation)
-        except Exception:
-            note_fault("recording a database operation")
+    _keep_beside(recorder, connection, kind, start_ns, statement, None)
+    return result
 
 
-def _keep(
-    connection: Any,
-    link: _Link,
+def _keep_beside(  # noqa: PLR0917 - as above
     recorder: RequestRecorder,
-    policy: _Policy,
-    *,
+    connection: Any,
     kind: _Kind,
-    sql: object,
     start_ns: int,
-    result: Any,
-    error: BaseException | None,
+    statement: str | None,
+    error: str | None,
 ) -> None:
-    """Keep the operation that ended at the recorder's latest switch."""
     try:
-        end_ns = recorder.last_ns
-        operation = _build_operation(recorder, link, kind, start_ns, end_ns)
-        if kind == "query":
-            operation.statement = _keep_statement(connection, policy, sql)
-            if link.batch_size is not None:
-                operation.batch_size = link.batch_size
-                link.batch_size = None
-            operation.rows = _count_rows(result)
-            link.rows = 0
-        if error is not None:
-            operation.error = _name_error(error)
-        if policy.sees_first_byte and link.first_byte_ns != _ASKED_FOR_FILE:
-            # A reply without rows is one packet, and reading it is no fetching; so is the server's error.
-            first_byte_ns = link.first_byte_ns
-            if first_byte_ns == _NOT_YET and (error is None or _is_from_server(error)):
-                first_byte_ns = end_ns
-            if first_byte_ns != _NOT_YET:
-                operation.first_byte_ns = first_byte_ns - recorder.base_ns
-                if kind == "query":
-                    operation.fetch_ns = end_ns - first_byte_ns
-        recorder.add_operation(operation)
-        link.operation = operation
-        link.request_ns = recorder.base_ns
+        link = _link_of(connection)
+        if link is None or recorder.finished:
+            return
+        recorder.add_operation(
+            Operation(
+                kind,
+                start_ns,
+                recorder.offset_ns(),
+                statement=statement,
+                error=error,
+                transport=link.transport,
+                server_address=link.address,
+                server_port=link.port,
+                namespace=link.namespace,
+                concurrent=True,
+                connection=link.number,
+            )
+        )
     except Exception:
         note_fault("recording a database operation")
-
-
-def _build_operation(
-    recorder: RequestRecorder, link: _Link, kind: _Kind, start_ns: int, end_ns: int
-) -> Operation:
-    base_ns = recorder.base_ns
-    return Operation(
-        kind,
-        start_ns - base_ns,
-        end_ns - base_ns,
-        transport=link.transport,
-        server_address=link.address,
-        server_port=link.port,
-        namespace=link.namespace,
-        connection=link.number,
-    )
 
 
 # --- the reply --------------------------------------------------------------------------------------------
@@ -340,14 +408,14 @@ def _hook_first_packet(original: _Method) -> _Method:
     """Enter `mysql.fetch` where a result set's first packet has been read and its columns come next."""
 
     @functools.wraps(original)
-    def first_packet(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def first_packet(self: Any) -> Any:
         recorder = current.get()
         if recorder is not None:
             link: _Link | None = getattr(self.connection, _LINK, None)
-            if link is not None and link.waiting and recorder.is_own_thread():
-                _switch(recorder, FETCH)
+            if link is not None and link.state == _WAITING and recorder.is_own_thread():
+                recorder.switch(FETCH)
                 link.first_byte_ns = recorder.last_ns
-        return original(self, *args, **kwargs)
+        return original(self)
 
     return first_packet
 
@@ -365,10 +433,42 @@ def _hook_file_request(original: _Method) -> _Method:
     return file_request
 
 
-def _hook_reading(original: _Method, *, segment: int = FETCH, reads_row: bool = False) -> _Method:
+def _hook_row(original: _Method) -> _Method:
+    """Time the reading of one row of an unbuffered result; its time belongs to the operation before."""
+
+    @functools.wraps(original)
+    def row(self: Any) -> Any:
+        recorder = current.get()
+        # Inside `fetchmany` and `fetchall` the time is counted there.
+        if recorder is None or recorder.segment == FETCH:
+            return original(self)
+        link: _Link | None = getattr(self.connection, _LINK, None)
+        if link is None or link.state != _IDLE or not recorder.is_own_thread():
+            return original(self)
+        previous = _switch(recorder, FETCH)
+        start_ns = recorder.last_ns
+        try:
+            values = original(self)
+        except BaseException as error:
+            recorder.switch(previous)
+            _stretch(link, recorder, start_ns, error)
+            raise
+        recorder.switch(previous)
+        if values is not None:
+            link.rows += 1
+        _stretch(link, recorder, start_ns)
+        if values is None:
+            _note_rows(link, recorder)
+        return values
+
+    return row
+
+
+def _hook_reading(original: _Method, *, segment: int = FETCH, reads_rows: bool = False) -> _Method:
     """Time a method that reads or decodes more of a reply: its time belongs to the operation before.
 
-    The method is a cursor's, a result's or the connection's own. `segment` QUERY is for one that first waits.
+    The method is a cursor's, a result's or the connection's own. `segment` QUERY is for one that first waits;
+    `reads_rows` for one that returns rows of an unbuffered result.
     """
 
     @functools.wraps(original)
@@ -378,51 +478,56 @@ def _hook_reading(original: _Method, *, segment: int = FETCH, reads_row: bool = 
             return original(self, *args, **kwargs)
         # A cursor and a result have the attribute, a connection has not; None is a closed or finished one.
         link: _Link | None = getattr(getattr(self, "connection", self), _LINK, None)
-        if link is None or link.opening or not recorder.is_own_thread():
+        if link is None or link.state == _OPENING or not recorder.is_own_thread():
             return original(self, *args, **kwargs)
         previous = _switch(recorder, segment)
-        nested = link.waiting
-        link.waiting = True
+        # Inside a command this is the rest of the one before; the command's own reply is still to come.
+        outer = link.state
+        link.state = _WAITING
         link.first_byte_ns = recorder.last_ns if segment == FETCH else _NOT_YET
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
             recorder.switch(previous)
-            _end_reading(recorder, link, nested, error)
+            link.state = outer
+            _stretch(link, recorder, link.first_byte_ns, error)
+            link.first_byte_ns = _NOT_YET
             raise
         recorder.switch(previous)
-        if reads_row:
-            _count_row(recorder, link, result)
-        _end_reading(recorder, link, nested, None)
+        link.state = outer
+        _stretch(link, recorder, link.first_byte_ns)
+        link.first_byte_ns = _NOT_YET
+        if reads_rows:
+            link.rows += len(result)
+            if getattr(self._result, "unbuffered_active", None) is False:
+                _note_rows(link, recorder)
         return result
 
     return reading
 
 
-def _count_row(recorder: RequestRecorder, link: _Link, row: object) -> None:
-    operation = link.operation
-    if operation is None or link.request_ns != recorder.base_ns:
-        return
-    if row is not None:
-        link.rows += 1
-    elif operation.rows is None:
-        operation.rows = link.rows
+def _stretch(
+    link: _Link, recorder: RequestRecorder, fetch_start_ns: int, error: BaseException | None = None
+) -> None:
+    """Let the operation that was read from end at the recorder's latest switch.
 
-
-def _end_reading(recorder: RequestRecorder, link: _Link, nested: bool, error: BaseException | None) -> None:
-    """Stretch the operation that was read from until the recorder's latest switch."""
-    first_byte_ns = link.first_byte_ns
-    link.waiting = nested
-    # Inside a command this was the rest of the one before; the command's own reply is still to come.
-    link.first_byte_ns = _NOT_YET
+    It was fetched since `fetch_start_ns`, unless that is `_NOT_YET` or `_ASKED_FOR_FILE`.
+    """
     operation = link.operation
     if operation is None or link.request_ns != recorder.base_ns:
         return
     operation.end_ns = recorder.last_ns - recorder.base_ns
-    if first_byte_ns > _NOT_YET:
-        operation.fetch_ns = (operation.fetch_ns or 0) + recorder.last_ns - first_byte_ns
+    if fetch_start_ns > _NOT_YET:
+        operation.fetch_ns = (operation.fetch_ns or 0) + recorder.last_ns - fetch_start_ns
     if error is not None and operation.error is None:
         operation.error = _name_error(error)
+
+
+def _note_rows(link: _Link, recorder: RequestRecorder) -> None:
+    """Note the number of rows of an unbuffered result whose end was reached."""
+    operation = link.operation
+    if operation is not None and link.request_ns == recorder.base_ns and operation.rows is None:
+        operation.rows = link.rows
 
 
 # --- cursors ----------------------------------------------------------------------------------------------
@@ -432,19 +537,19 @@ def _hook_execute(original: _Method) -> _Method:
     """Hand the statement, before the values are put into it, to the `query` inside."""
 
     @functools.wraps(original)
-    def execute(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+    def execute(self: Any, query: Any, args: Any = None) -> Any:
         if current.get() is None:
-            return original(self, query, *args, **kwargs)
-        link = _link_of(self.connection)
+            return original(self, query, args)
+        link: _Link | None = getattr(self.connection, _LINK, None) or _link_of(self.connection)
         if link is None:
-            return original(self, query, *args, **kwargs)
+            return original(self, query, args)
         link.statement = query
-        if link.batch_statement is not None and not args and not kwargs:
+        if link.batch_statement is not None and args is None:
             # `executemany` has put many sets of values into one INSERT.
             link.statement = link.batch_statement
             link.batch_size, link.batch_total = link.batch_total, None
         try:
-            return original(self, query, *args, **kwargs)
+            return original(self, query, args)
         finally:
             link.statement = link.batch_size = None
 
@@ -455,19 +560,19 @@ def _hook_executemany(original: _Method) -> _Method:
     """Hand statement and number of sets to the `execute` inside."""
 
     @functools.wraps(original)
-    def executemany(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+    def executemany(self: Any, *args: Any, **kwargs: Any) -> Any:
         if current.get() is None:
-            return original(self, query, *args, **kwargs)
+            return original(self, *args, **kwargs)
         link = _link_of(self.connection)
         if link is None:
-            return original(self, query, *args, **kwargs)
-        link.batch_statement = query
-        sets = args[0] if args else kwargs.get("args")
+            return original(self, *args, **kwargs)
+        link.batch_statement = args[0] if args else kwargs.get("query")
+        sets = args[1] if len(args) > 1 else kwargs.get("args")
         # A generator does not tell, and one set is no batch. Of several INSERTs the first has the number.
         size = len(sets) if isinstance(sets, (list, tuple)) else 0
         link.batch_total = size if size > 1 else None
         try:
-            return original(self, query, *args, **kwargs)
+            return original(self, *args, **kwargs)
         finally:
             link.batch_statement = link.batch_total = None
 
@@ -490,7 +595,7 @@ def _hook_init(original: _Method) -> _Method:
             return original(self, *args, **kwargs)  # type: ignore[no-any-return]
         finally:
             recorder.switch(previous)
-            link.opening = False
+            link.state = _IDLE
             if link.socket_ns == 0:
                 # To be connected later, by an opening of its own.
                 self.__dict__.pop(_LINK, None)
@@ -505,14 +610,14 @@ def _hook_connect(original: _Method, policy: _Policy) -> _Method:
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = current.get()
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is None or not link.opening:
+        if link is None or link.state != _OPENING:
             # What was known is of the socket before.
             self.__dict__.pop(_LINK, None)
             link = None
         if recorder is None:
             return original(self, *args, **kwargs)
         if not recorder.is_own_thread():
-            return _run_beside(original, self, args, kwargs, kind="connect", sql=None, policy=policy)
+            return _run_beside(original, self, args, kwargs, "connect", None)
         if link is None:
             previous, link = _begin_opening(self, recorder)
         else:
@@ -535,7 +640,7 @@ def _begin_opening(connection: Any, recorder: RequestRecorder) -> tuple[int, _Li
     """Return the segment that was current, and the connection's new link."""
     previous = _switch(recorder, CONNECT)
     link = _Link()
-    link.opening = True
+    link.state = _OPENING
     link.monotonic_ns = recorder.monotonic_ns
     link.start_ns = recorder.last_ns
     setattr(connection, _LINK, link)
@@ -545,11 +650,21 @@ def _begin_opening(connection: Any, recorder: RequestRecorder) -> tuple[int, _Li
 def _keep_opening(
     connection: Any, link: _Link, recorder: RequestRecorder, policy: _Policy, error: BaseException | None
 ) -> None:
-    link.opening = False
+    link.state = _IDLE
     try:
         _describe(connection, link)
         end_ns = recorder.last_ns
-        operation = _build_operation(recorder, link, "connect", link.start_ns, end_ns)
+        operation = Operation(
+            "connect",
+            link.start_ns - recorder.base_ns,
+            end_ns - recorder.base_ns,
+            error=None if error is None else _name_error(error),
+            transport=link.transport,
+            server_address=link.address,
+            server_port=link.port,
+            namespace=link.namespace,
+            connection=link.number,
+        )
         if link.tls_ns:
             operation.phases.append(("tls_context", link.tls_ns))
         if policy.sees_phases:
@@ -564,8 +679,6 @@ def _keep_opening(
                 begin_ns = phase_end_ns
                 if not phase_end_ns:
                     break
-        if error is not None:
-            operation.error = _name_error(error)
         recorder.add_operation(operation)
     except Exception:
         note_fault("recording a database connection")
@@ -575,7 +688,7 @@ def _hook_tls_context(original: _Method) -> _Method:
     @functools.wraps(original)
     def tls_context(self: Any, *args: Any, **kwargs: Any) -> Any:
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is None or not link.opening or link.monotonic_ns is None:
+        if link is None or link.state != _OPENING or link.monotonic_ns is None:
             return original(self, *args, **kwargs)
         start_ns = link.monotonic_ns()
         try:
@@ -658,20 +771,23 @@ def _text_of(value: object) -> str | None:
     return bound(value) if isinstance(value, str) and value else None
 
 
-def _keep_statement(connection: Any, policy: _Policy, sql: object) -> str | None:
-    if policy.sql == "none" or not sql:
+def _keep_text(connection: Any, policy: _Policy, sql: object) -> str | None:
+    """Return what is kept of a statement; never raises."""
+    try:
+        if policy.sql == "none":
+            return None
+        backslash_escapes = not getattr(connection, "server_status", 0) & _NO_BACKSLASH_ESCAPES
+        if policy.sql == "placeholders" and backslash_escapes and type(sql) is str and len(sql) <= MAX_CACHED:
+            return replace_literals_cached(sql)
+        return keep_statement(
+            sql,
+            verbatim=policy.sql == "verbatim",
+            encoding=connection.encoding,
+            backslash_escapes=backslash_escapes,
+        )
+    except Exception:
+        note_fault("reading a statement")
         return None
-    return keep_statement(
-        sql,
-        verbatim=policy.sql == "verbatim",
-        encoding=connection.encoding,
-        backslash_escapes=not getattr(connection, "server_status", 0) & _NO_BACKSLASH_ESCAPES,
-    )
-
-
-def _count_rows(result: object) -> int | None:
-    """Return what `Connection.query` says of the rows, when it says it."""
-    return result if isinstance(result, int) and 0 <= result < _UNKNOWN_ROWS else None
 
 
 def _name_error(error: BaseException) -> str:

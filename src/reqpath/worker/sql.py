@@ -20,6 +20,8 @@ from typing import Final
 MAX_STATEMENT: Final = 2048
 #: Of what is read of a statement; the rest is left off unread. A literal cut in two stays a literal.
 _MAX_INPUT: Final = 8 * MAX_STATEMENT
+#: Of a statement that is remembered: a larger one is rarely seen twice.
+MAX_CACHED: Final = 2048
 #: Distinct statements an app has; beyond that the least recently used are worked out again.
 _CACHED_STATEMENTS: Final = 1024
 
@@ -75,9 +77,8 @@ def replace_literals(statement: str, *, backslash_escapes: bool = True) -> str:
     return bound(text)
 
 
-@functools.lru_cache(_CACHED_STATEMENTS)
-def _replace_literals_cached(statement: str, backslash_escapes: bool) -> str:
-    return replace_literals(statement, backslash_escapes=backslash_escapes)
+#: The same, remembered; for a `str` of at most `MAX_CACHED` characters.
+replace_literals_cached = functools.lru_cache(_CACHED_STATEMENTS)(replace_literals)
 
 
 def keep_statement(
@@ -94,10 +95,9 @@ def keep_statement(
         return None
     if verbatim:
         return bound(statement)
-    if len(statement) > MAX_STATEMENT:
-        # Too large to be worth a place in the cache.
-        return replace_literals(statement, backslash_escapes=backslash_escapes)
-    return _replace_literals_cached(statement, backslash_escapes)
+    if backslash_escapes and len(statement) <= MAX_CACHED:
+        return replace_literals_cached(statement)
+    return replace_literals(statement, backslash_escapes=backslash_escapes)
 
 
 def bound(text: str) -> str:
