@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from reqpath.record import Transport
+
+#: What `uwsgidecorators` assigns to when it is loaded.
+_HOOKS: Final = ("post_fork_hook", "spooler", "mule_msg_hook")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,24 @@ def read_transport(uwsgi: Any) -> Transport | None:
 
 
 def on_postfork(function: Callable[[], None]) -> bool:
-    """Have `function` called in each worker after the fork; return False outside uWSGI.
+    """Have `function` called in each worker and mule after the fork; return False outside uWSGI.
 
     uWSGI forks in C, so `os.register_at_fork` is not called there unless it is told to.
     """
+    uwsgi = uwsgi_module()
+    own = {}
+    if "uwsgidecorators" not in sys.modules:
+        own = {name: getattr(uwsgi, name) for name in _HOOKS if hasattr(uwsgi, name)}
     try:
         import uwsgidecorators
     except Exception:
         # Outside uWSGI it raises ImportError; without a master, an exception of its own.
         return False
+    # Loading it has put its hooks in the place of those that the app had set.
+    if "post_fork_hook" in own:
+        uwsgidecorators.postfork(own.pop("post_fork_hook"))
+    for name, hook in own.items():
+        setattr(uwsgi, name, hook)
     uwsgidecorators.postfork(function)
     return True
 
