@@ -165,6 +165,11 @@ def test_uwsgis_lines_name_spool_and_address_where_they_differ() -> None:
     assert "env = REQPATH_LISTEN=udp:127.0.0.1:5999" in lines
 
 
+def test_with_lazy_apps_the_mule_is_a_file() -> None:
+    (line,) = [line for line in render_uwsgi(lazy_apps=True).splitlines() if line.startswith("mule = ")]
+    assert Path(line.removeprefix("mule = ")).is_file()
+
+
 def test_the_mule_can_be_left_out() -> None:
     assert "mule" not in render_uwsgi(listen=DEFAULT_LISTEN, mule=False)
 

@@ -195,8 +195,12 @@ def render_nginx(choices: NginxChoices, written_to: Path | None = None) -> str:
     return "".join(parts)
 
 
-def render_uwsgi(*, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = True) -> str:
-    """Return the lines for uWSGI's ini; an empty `spool` leaves the default, `mule` brings the collector.
+def render_uwsgi(
+    *, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = True, lazy_apps: bool = False
+) -> str:
+    """Return the lines for uWSGI's ini.
+
+    An empty `spool` leaves the default; `mule` brings the collector; `lazy_apps`: the ini has that option.
 
     Raises: ConfigurationError.
     """
@@ -219,12 +223,23 @@ def render_uwsgi(*, listen: str = DEFAULT_LISTEN, spool: str = "", mule: bool = 
             f"# `{command}` as the same user.",
             "master = true",
             "# The socket is opened before the workers start, so no line is lost while the mule does.",
-            "import = reqpath.collect.mule",
-            "mule = reqpath.collect.mule:main",
+            "shared-import = reqpath.collect.mule",
+            *_mule_lines(lazy_apps),
         ]
         if parsed != parse_listen(DEFAULT_LISTEN):
             lines.append(f"env = REQPATH_LISTEN={parsed}")
     return "\n".join(lines) + "\n"
+
+
+def _mule_lines(lazy_apps: bool) -> list[str]:
+    if not lazy_apps:
+        return [
+            "# With lazy-apps a mule's function crashes in uWSGI: see `reqpath config uwsgi --lazy-apps`.",
+            "mule = reqpath.collect.mule:main",
+        ]
+    path = str(Path(__file__).resolve().parent / "collect" / "mule.py")
+    _check_ini_value(path)
+    return ["# As a file, since with lazy-apps a mule's function crashes in uWSGI.", f"mule = {path}"]
 
 
 def _check_ini_value(text: str) -> None:

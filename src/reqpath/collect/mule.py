@@ -2,13 +2,15 @@
 
 ::
 
-    import = reqpath.collect.mule
+    shared-import = reqpath.collect.mule
     mule = reqpath.collect.mule:main
 
 The first has uWSGI's master open the socket before it forks, so that the kernel keeps nginx's lines while the
-mule is started, or started anew; not with `lazy-apps`, where the master imports nothing. The second has the
-master run `main` beside the workers, and again when it dies. The settings are the `REQPATH_*` variables,
-`REQPATH_LISTEN` and `REQPATH_SPOOL` above all.
+mule is started, or started anew. The second has the master run `main` beside the workers, and again when it
+dies. The settings are the `REQPATH_*` variables, `REQPATH_LISTEN` and `REQPATH_SPOOL` above all.
+
+With `lazy-apps` a mule's function crashes in uWSGI, whose loaders are not set up there, and a file does not:
+the second line is then `mule = /…/reqpath/collect/mule.py`. Source: https://github.com/unbit/uwsgi/issues/1746
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import signal
 import sys
 import time
+from importlib import import_module
 from typing import Any
 
 from reqpath.collect.receiver import DatagramSource, Receiver, stopped_by_signals
@@ -107,3 +110,7 @@ def _report(message: str) -> None:
 
 
 _held = _hold_socket(uwsgi_module())
+
+if __name__ == "__main__":
+    # A mule's file runs as a script; the socket is with the module that the master imported.
+    import_module("reqpath.collect.mule").main()

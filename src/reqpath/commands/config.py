@@ -87,9 +87,11 @@ Examples:
     "--spool", metavar="DIR", help="Where the app and the collector write. [default: $REQPATH_SPOOL]"
 )
 @click.option("--mule/--no-mule", default=True, help="Run the collector under uWSGI's master. [default: yes]")
-def uwsgi(listen: str | None, spool: str | None, mule: bool) -> None:
+@click.option("--lazy-apps", is_flag=True, help="Your ini has `lazy-apps = true`.")
+def uwsgi(listen: str | None, spool: str | None, mule: bool, lazy_apps: bool) -> None:
     """Print the lines for uWSGI's ini."""
     settings = Settings.from_environment()
-    click.echo(
-        render_uwsgi(listen=listen or settings.listen, spool=spool or settings.spool, mule=mule), nl=False
+    text = render_uwsgi(
+        listen=listen or settings.listen, spool=spool or settings.spool, mule=mule, lazy_apps=lazy_apps
     )
+    click.echo(text, nl=False)
