@@ -27,7 +27,16 @@ from reqpath.record import Operation, Transport, WorkerRecord, decode_record, en
 from reqpath.settings import Settings
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import pymysql as hooks
-from reqpath.worker.recorder import COMMIT, CONNECT, FETCH, QUERY, VIEW, RequestRecorder, current
+from reqpath.worker.recorder import (
+    COMMIT,
+    CONNECT,
+    FETCH,
+    QUERY,
+    VIEW,
+    RequestRecorder,
+    build_recorder,
+    current,
+)
 
 # --- what the tests stand on ------------------------------------------------------------------------------
 
@@ -66,7 +75,7 @@ def _request(monotonic_ns: Callable[[], int] = time.perf_counter_ns) -> Iterator
     record = WorkerRecord(
         "1" * 32, "2" * 16, "", True, 0, "GET", "/", None, None, 0, None, [0] * len(WORKER_SEGMENTS)
     )
-    recorder = RequestRecorder(record, VIEW, monotonic_ns(), monotonic_ns, 500)
+    recorder = build_recorder(record, VIEW, monotonic_ns(), monotonic_ns, 500)
     token = current.set(recorder)
     try:
         yield recorder

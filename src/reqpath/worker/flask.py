@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("reqpath")
 _EXTENSION = "reqpath"
+#: Stands for functions that can't be seen, so that they are expected.
+_UNKNOWN = (None,)
 
 
 class ReqPath:
@@ -118,9 +120,13 @@ class ReqPath:
             recorder = current.get()
             try:
                 if recorder is not None and is_innermost:
-                    recorder.in_memory = middleware if response.is_sequence else None
-                    if response.is_sequence:
-                        recorder.record.response_bytes = sum(map(len, response.iter_encoded()))
+                    body = response.response
+                    if type(body) is list:
+                        recorder.in_memory = middleware
+                        recorder.on_close = getattr(response, "_on_close", _UNKNOWN)
+                        recorder.record.response_bytes = sum(map(len, body))
+                    else:
+                        recorder.in_memory = None
             except Exception:
                 note_fault("reading the response")
             return response

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, Token
 from typing import Any, Final
 
+import msgspec
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
@@ -41,56 +42,34 @@ MAX_EVENTS: Final = 128
 MAX_TEXT: Final = 4096
 
 
-class RequestRecorder:
-    """One request, from `app_start` to `closed`."""
+class RequestRecorder(msgspec.Struct, eq=False):
+    """One request, from `app_start` to `closed`; a struct because its construction then runs no bytecode."""
 
-    __slots__ = (
-        "__weakref__",
-        "base_ns",
-        "cpu_start_ns",
-        "exclusive_ns",
-        "finished",
-        "in_memory",
-        "last_ns",
-        "max_operations",
-        "monotonic_ns",
-        "outer",
-        "outer_context",
-        "owner",
-        "record",
-        "run_queue_start_ns",
-        "segment",
-        "span_context",
-    )
-
-    def __init__(
-        self,
-        record: WorkerRecord,
-        segment: int,
-        base_ns: int,
-        monotonic_ns: Callable[[], int],
-        max_operations: int,
-    ) -> None:
-        """`base_ns` is the monotonic instant of `record.app_start_ns`."""
-        self.record = record
-        self.exclusive_ns: list[int] = record.exclusive_ns  # type: ignore[assignment]  # hooks switch only to known ones
-        self.segment = segment
-        self.base_ns = base_ns
-        self.last_ns = base_ns
-        self.monotonic_ns = monotonic_ns
-        self.max_operations = max_operations
-        # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
-        self.owner = threading.get_ident()
-        self.finished = False
-        #: The middleware whose Flask app has the body in memory, so that sending it runs no code of the app.
-        self.in_memory: object = None
-        #: OpenTelemetry's context with the request's span; None where that failed.
-        self.span_context: Context | None = None
-        self.outer: RequestRecorder | None = None
-        self.outer_context: Any = None
-        #: The lens at `app_start`; None where it can't be had.
-        self.cpu_start_ns: int | None = None
-        self.run_queue_start_ns: int | None = None
+    record: WorkerRecord
+    #: `record.exclusive_ns`; hooks switch only to segments that are known.
+    exclusive_ns: list[int]
+    segment: int
+    #: The monotonic instant of `record.app_start_ns`.
+    base_ns: int
+    #: Of the latest switch.
+    last_ns: int
+    monotonic_ns: Callable[[], int]
+    max_operations: int
+    #: The request's thread or greenlet.
+    owner: int
+    finished: bool = False
+    #: The middleware whose Flask app has the body in memory, so that sending it runs no code of the app.
+    in_memory: object = None
+    #: What the app wants called when such a body is closed.
+    on_close: Sequence[object] = ()
+    #: OpenTelemetry's context with the request's span; None where that failed.
+    span_context: Context | None = None
+    #: What to put back at the end of the step.
+    token: Token[RequestRecorder | None] | None = None
+    span_token: Any = None
+    #: The lens at `app_start`; None where it can't be had.
+    cpu_start_ns: int | None = None
+    run_queue_start_ns: int | None = None
 
     def switch(self, segment: int) -> int:
         """Close the current segment, enter `segment`, return the one that was current.
@@ -112,24 +91,29 @@ class RequestRecorder:
 
         In it this recorder and the request's span are current; between steps nothing is: the server sends.
         """
-        self.switch(segment)
-        self.outer = current.get()
-        current.set(self)
+        if segment != self.segment:
+            self.switch(segment)
+        self.token = current.set(self)
         if self.span_context is not None:
             try:
-                self.outer_context = _attach(self.span_context)
+                self.span_token = _attach(self.span_context)
             except Exception:
                 self.span_context = None
                 note_fault("OpenTelemetry's context")
 
     def leave(self) -> None:
         """Leave the step: what was current before is so again, and the time goes to sending."""
-        if self.span_context is not None:
-            try:
-                _detach(self.outer_context)
-            except Exception:
-                note_fault("OpenTelemetry's context")
-        current.set(self.outer)
+        # Each raises where the app has gone on in a context of its own making, which ends with it.
+        try:
+            if self.token is not None:
+                current.reset(self.token)
+        except Exception:
+            note_fault("leaving the request")
+        try:
+            if self.span_context is not None:
+                _detach(self.span_token)
+        except Exception:
+            note_fault("leaving OpenTelemetry's context")
         self.switch(SEND)
 
     def is_own_thread(self) -> bool:
@@ -172,6 +156,27 @@ class RequestRecorder:
             self.record.exception = describe_exception(error)
 
 
+def build_recorder(
+    record: WorkerRecord,
+    segment: int,
+    base_ns: int,
+    monotonic_ns: Callable[[], int],
+    max_operations: int,
+) -> RequestRecorder:
+    """Build the recorder of a request that began at the monotonic instant `base_ns` on the calling thread."""
+    return RequestRecorder(
+        record,
+        record.exclusive_ns,  # type: ignore[arg-type]  # hooks switch only to segments that are known
+        segment,
+        base_ns,
+        base_ns,
+        monotonic_ns,
+        max_operations,
+        # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
+        threading.get_ident(),
+    )
+
+
 def describe_exception(error: BaseException) -> tuple[str, str, str]:
     """Return type, message and stack, bounded; an exception whose `str` fails is still described."""
     kind = type(error)
@@ -199,19 +204,9 @@ def _context_switches() -> tuple[Callable[[Context], Any], Callable[[Any], None]
     where the app has left a context of its own attached, which is then just put right.
     """
     variable = getattr(getattr(otel_context, "_RUNTIME_CONTEXT", None), "_current_context", None)
-    if not isinstance(variable, ContextVar):
-        return otel_context.attach, otel_context.detach
-    read, write = variable.get, variable.set
-
-    def attach(context: Context) -> Any:
-        outer = read(None)
-        write(context)
-        return outer
-
-    def detach(outer: Any) -> None:
-        write(Context() if outer is None else outer)
-
-    return attach, detach
+    if isinstance(variable, ContextVar):
+        return variable.set, variable.reset
+    return otel_context.attach, otel_context.detach
 
 
 _attach, _detach = _context_switches()

@@ -26,9 +26,10 @@ MAX_AGE_NS: Final = 24 * 3600 * 1_000_000_000
 #: Clocks of two hosts may differ a little; `tiers.measure` says what to make of it. More is not believed.
 MAX_FUTURE_NS: Final = 5 * 1_000_000_000
 
-#: traceparent, start and pass with microseconds, accept, parsed.
+_PARAMS: Final = ("REQPATH_TRACEPARENT", "REQPATH_START", "REQPATH_PASS", "REQPATH_ACCEPT", "REQPATH_PARSED")
+#: Their usual values, start and pass with microseconds.
 _USUAL: Final = re.compile(
-    r"00-([0-9a-f]{32})-([0-9a-f]{16})-0([01]) (\d{10})\.(\d{6}) (\d{10})\.(\d{6}) (\d{16}) (\d{16})",
+    r"00-([0-9a-f]{32})-([0-9a-f]{16})-0([01]) (\d{10}\.\d{6}) (\d{10}\.\d{6}) (\d{16}) (\d{16})",
     re.ASCII,
 )
 _NO_TRACE: Final = "0" * 32
@@ -56,30 +57,29 @@ class Stamps(NamedTuple):
     rejected: list[str]
 
 
+_NONE: Final[list[str]] = []
+
+
 def read_stamps(environ: WSGIEnvironment, now_ns: int, *, trusted_proxy: bool) -> Stamps:
     """Read the stamps of the request being served; `trusted_proxy` says that headers can be believed."""
-    read = environ.get
-    # One regular expression over all five, as the recommended configuration sends them: a fifth of the time
-    # that taking them one by one costs.
-    match = _USUAL.fullmatch(
-        f"{read('REQPATH_TRACEPARENT')} {read('REQPATH_START')} {read('REQPATH_PASS')} "
-        f"{read('REQPATH_ACCEPT')} {read('REQPATH_PARSED')}"
-    )
+    # One regular expression over all five, as the recommended configuration sends them, and nothing done in
+    # bytecode that C can do: this runs for every request.
+    try:
+        match = _USUAL.fullmatch(" ".join(map(environ.get, _PARAMS)))  # type: ignore[arg-type]  # a None raises
+    except TypeError:
+        match = None
     if match is not None:
-        trace_id, parent_id, flag, s, start, p, passed, accept, parsed = match.groups()
-        start_ns, pass_ns = int(s + start) * 1_000, int(p + passed) * 1_000
-        accept_ns, parsed_ns = int(accept) * 1_000, int(parsed) * 1_000
-        earliest_ns, latest_ns = now_ns - MAX_AGE_NS, now_ns + MAX_FUTURE_NS
+        trace_id, parent_id, flag, *texts = match.groups()
+        stamps = [int(text.replace(".", "")) * 1_000 for text in texts]
         if (
-            earliest_ns <= start_ns <= latest_ns
-            and earliest_ns <= pass_ns <= latest_ns
-            and earliest_ns <= accept_ns <= latest_ns
-            and earliest_ns <= parsed_ns <= latest_ns
+            min(stamps) >= now_ns - MAX_AGE_NS
+            and max(stamps) <= now_ns + MAX_FUTURE_NS
             and trace_id != _NO_TRACE
             and parent_id != _NO_SPAN
         ):
+            start_ns, pass_ns, accept_ns, parsed_ns = stamps
             return Stamps(
-                trace_id, parent_id, flag == "1", start_ns, pass_ns, 1_000, accept_ns, parsed_ns, []
+                trace_id, parent_id, flag == "1", start_ns, pass_ns, 1_000, accept_ns, parsed_ns, _NONE
             )
     return _read_one_by_one(environ, now_ns, trusted_proxy)
 

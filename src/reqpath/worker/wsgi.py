@@ -22,7 +22,7 @@ from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
 from reqpath.worker.lens import RunQueueClock
-from reqpath.worker.recorder import RequestRecorder
+from reqpath.worker.recorder import RequestRecorder, build_recorder
 from reqpath.worker.span import RequestSpan, build_span_context
 from reqpath.worker.stamps import is_digits, read_stamps
 from reqpath.worker.uwsgi import ServerFacts, on_postfork, read_facts, read_transport, uwsgi_module
@@ -35,6 +35,7 @@ ENVIRON_KEY: Final = "reqpath.recorder"
 _MAX_PATH: Final = 1024
 #: An app can put megabytes on its span; a record of more than this goes without.
 _MAX_RECORD_BYTES: Final = 1 << 20
+_NOTHING_YET: Final[list[int | None]] = [0] * len(WORKER_SEGMENTS)
 _FLASK_SEGMENTS: Final = (segments.MIDDLEWARE, segments.FRAMEWORK, segments.VIEW, segments.TEMPLATE)
 
 
@@ -61,7 +62,15 @@ class RequestMiddleware:
         """
         self.app = app
         self.settings = settings or Settings.from_environment(**arguments)
+        # What each request asks for, without a second look-up.
+        self._enabled = self.settings.enabled
+        self._query_string = self.settings.query_string
+        self._trusted_proxy = self.settings.trusted_proxy
+        self._max_operations = self.settings.max_operations
         self._clock = clock
+        self._monotonic_ns = clock.monotonic_ns
+        self._wall_ns = clock.wall_ns
+        self._thread_cpu_ns = clock.thread_cpu_ns
         self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
         self._body_segment = segments.VIEW if flask else segments.APP
         self._unmeasured = [
@@ -92,7 +101,7 @@ class RequestMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application as the server would, and record the request."""
         outside = environ.get(ENVIRON_KEY)
-        if (outside is not None and not outside.finished) or not self.settings.enabled:
+        if (outside is not None and not outside.finished) or not self._enabled:
             return self.app(environ, start_response)
         try:
             recorder = self._begin(environ)
@@ -116,12 +125,11 @@ class RequestMiddleware:
             return result
 
     def finish(self, recorder: RequestRecorder, *, closed: bool) -> None:
-        """Append the record, once; `closed` says that this instant is the body's end."""
+        """Append the record, once, to end at the latest switch; `closed` says that this is the body's end."""
         if recorder.finished:
             return
         recorder.finished = True
         try:
-            recorder.switch(recorder.segment)
             record = recorder.record
             for segment in self._unmeasured:
                 # Another app's hook may have measured it, or Flask inside a plain middleware.
@@ -132,7 +140,7 @@ class RequestMiddleware:
             if closed:
                 record.closed_offset_ns = recorder.last_ns - recorder.base_ns
             if recorder.cpu_start_ns is not None and recorder.is_own_thread():
-                record.cpu_ns = self._clock.thread_cpu_ns() - recorder.cpu_start_ns
+                record.cpu_ns = self._thread_cpu_ns() - recorder.cpu_start_ns
                 if recorder.run_queue_start_ns is not None and self._run_queue is not None:
                     run_queue_ns = self._run_queue.read_ns()
                     if run_queue_ns is not None:
@@ -143,49 +151,50 @@ class RequestMiddleware:
             note_fault("the end of a request")
 
     def _begin(self, environ: WSGIEnvironment) -> RequestRecorder:
-        clock = self._clock
-        base_ns = clock.monotonic_ns()
-        wall_ns = clock.wall_ns()
+        base_ns = self._monotonic_ns()
+        wall_ns = self._wall_ns()
         if self._facts_pid != os.getpid():
             self._learn_process()
         facts = self._facts
-        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        if self.settings.query_string and environ.get("QUERY_STRING"):
+        read = environ.get
+        path = read("PATH_INFO", "")
+        if script := read("SCRIPT_NAME"):
+            path = script + path
+        if self._query_string and read("QUERY_STRING"):
             path = f"{path}?{environ['QUERY_STRING']}"
         if not path.isascii():
             # PEP 3333: bytes travel as latin-1.
             path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-        length = environ.get("CONTENT_LENGTH")
-        core = environ.get("uwsgi.core")
-        stamps = read_stamps(environ, wall_ns, trusted_proxy=self.settings.trusted_proxy)
+        stamps = read_stamps(environ, wall_ns, trusted_proxy=self._trusted_proxy)
         record = WorkerRecord(
-            stamps.trace_id or f"{self._random_bits(128):032x}",
+            stamps[0] or f"{self._random_bits(128):032x}",
             "%016x" % self._random_bits(64),  # noqa: UP031 - a quarter faster than an f-string here
-            stamps.parent_id,
-            stamps.sampled,
+            stamps[1],
+            stamps[2],
             0,
-            environ.get("REQUEST_METHOD", ""),
+            read("REQUEST_METHOD", ""),
             path[:_MAX_PATH],
             None,
             None,
             wall_ns,
             None,
-            [0] * len(WORKER_SEGMENTS),
-            stamps.nginx_start_ns,
-            stamps.nginx_pass_ns,
-            stamps.nginx_resolution_ns,
-            stamps.accept_ns,
-            stamps.parsed_ns,
-            rejected_stamps=stamps.rejected,
-            core=core if type(core) is int else None,
+            _NOTHING_YET.copy(),
+            *stamps[3:8],
             transport=facts.transport,
-            host=environ.get("HTTP_HOST"),
-            request_bytes=int(length) if length and len(length) < 19 and is_digits(length) else None,
+            host=read("HTTP_HOST"),
         )
+        if stamps[8]:
+            record.rejected_stamps = stamps[8]
+        core = read("uwsgi.core")
+        if type(core) is int:
+            record.core = core
+        length = read("CONTENT_LENGTH")
+        if length and len(length) < 19 and is_digits(length):
+            record.request_bytes = int(length)
         if facts.transport is None and self._uwsgi is not None:
             record.transport = read_transport(self._uwsgi)
-        recorder = RequestRecorder(
-            record, self._entry_segment, base_ns, clock.monotonic_ns, self.settings.max_operations
+        recorder = build_recorder(
+            record, self._entry_segment, base_ns, self._monotonic_ns, self._max_operations
         )
         environ[ENVIRON_KEY] = recorder
         try:
@@ -194,7 +203,7 @@ class RequestMiddleware:
             note_fault("OpenTelemetry's context")
         if self._run_queue is not None:
             recorder.run_queue_start_ns = self._run_queue.read_ns()
-            recorder.cpu_start_ns = clock.thread_cpu_ns()
+            recorder.cpu_start_ns = self._thread_cpu_ns()
         return recorder
 
     def _watch_body(
@@ -206,21 +215,20 @@ class RequestMiddleware:
         if is_file or isinstance(result, (bytes, bytearray, memoryview, str)):
             recorder.exclusive_ns[segments.SEND] = None  # type: ignore[call-overload]  # its end is not seen
             if not self._sendfile.wait_for_end(lambda: self._finish_sendfile(recorder)):
-                recorder.segment = self._body_segment
                 self.finish(recorder, closed=False)
             return result
         if isinstance(result, (list, tuple)):
             recorder.record.response_bytes = sum(map(len, result))
             return _SizedBody(self, recorder, result, self._body_segment)
         if recorder.in_memory is self:
-            return _Body(self, recorder, result, self._body_segment)
+            return _MemoryBody(self, recorder, result, self._body_segment)
         if hasattr(result, "__len__"):
             return _SizedStreamedBody(self, recorder, result, self._body_segment)
         return _StreamedBody(self, recorder, result, self._body_segment)
 
     def _finish_sendfile(self, recorder: RequestRecorder) -> None:
         recorder.exclusive_ns[segments.SEND] = 0
-        recorder.segment = segments.SEND
+        recorder.switch(segments.SEND)
         self.finish(recorder, closed=True)
 
     def _learn_process(self) -> None:
@@ -281,6 +289,7 @@ class _Body:
         """Close the application's iterable, then end the record."""
         close = getattr(self._iterable, "close", None)
         if close is None:
+            self._recorder.switch(segments.SEND)
             self._finish(self._recorder, closed=True)
             return
         self._recorder.enter(self._segment)
@@ -297,7 +306,26 @@ class _Body:
     def __del__(self) -> None:
         # A server that never closes the body is at fault, but its request did happen.
         if not self._recorder.finished:
+            self._recorder.switch(segments.SEND)
             self._finish(self._recorder, closed=False)
+
+
+class _MemoryBody(_Body):
+    """A Flask response in memory: when nothing is to be called at its close, no code of the app is."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close the application's iterable, then end the record."""
+        recorder = self._recorder
+        if recorder.on_close:
+            super().close()
+            return
+        recorder.switch(segments.SEND)
+        try:
+            self._iterable.close()  # type: ignore[attr-defined]  # werkzeug's ClosingIterator
+        finally:
+            self._finish(recorder, closed=True)
 
 
 class _SizedBody(_Body):
@@ -361,7 +389,7 @@ def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> St
         try:
             recorder.record.response_start_offset_ns = recorder.offset_ns()
             recorder.record.status = int(status[:3])
-        except (TypeError, ValueError):
+        except Exception:
             note_fault("a status line")
         if exc_info is None:
             write = start_response(status, headers)
