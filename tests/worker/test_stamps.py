@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reqpath.worker.stamps import (
+    _read_one_by_one,
     parse_microseconds,
     parse_nginx_stamp,
     parse_request_start,
     parse_seconds,
     parse_traceparent,
+    read_stamps,
 )
 
 S = 1_000_000_000
@@ -271,3 +273,34 @@ def test_garbage_for_the_queue_time_never_raises(text: str) -> None:
         assert pass_ns >= 0
         assert start_ns is None or start_ns <= pass_ns
         assert resolution_ns > 0
+
+
+USUAL = {
+    "REQPATH_TRACEPARENT": TRACEPARENT,
+    "REQPATH_START": "1732371000.123456",
+    "REQPATH_PASS": "1732371000.123498",
+    "REQPATH_ACCEPT": "1732371000123601",
+    "REQPATH_PARSED": "1732371000123633",
+}
+
+
+@given(
+    changes=st.fixed_dictionaries({}, optional={name: mutated(good) for name, good in USUAL.items()}),
+    missing=st.sets(st.sampled_from(sorted(USUAL)), max_size=2),
+    distance_ns=st.sampled_from([0, 4 * S, 6 * S, -3600 * S, -90_000 * S]),
+)
+def test_the_short_way_for_the_usual_request_reads_what_the_long_one_does(
+    changes: dict[str, str], missing: set[str], distance_ns: int
+) -> None:
+    environ = {name: text for name, text in (USUAL | changes).items() if name not in missing}
+    now_ns = NOW_S * S + 200 * MS - distance_ns
+    assert read_stamps(environ, now_ns, trusted_proxy=False) == _read_one_by_one(environ, now_ns, False)
+
+
+def test_the_usual_request_is_read_whole() -> None:
+    stamps = read_stamps(USUAL, NOW_S * S + 200 * MS, trusted_proxy=False)
+    assert stamps == (
+        *("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True),
+        *(NOW_S * S + 123_456 * US, NOW_S * S + 123_498 * US, US),
+        *(NOW_S * S + 123_601 * US, NOW_S * S + 123_633 * US, []),
+    )
