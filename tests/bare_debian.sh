@@ -18,6 +18,8 @@ if [ "${1:-}" != --inside ]; then
 	debootstrap --variant=minbase --include=python3,make,ca-certificates bookworm "$tree" >"$tree/debootstrap.log" ||
 		{ tail -n 20 "$tree/debootstrap.log" >&2; exit 1; }
 	git clone --quiet "file://$checkout" "$tree/root/a checkout"
+	# As every machine has it, and no more: its own name can't be looked up.
+	echo '127.0.0.1 localhost' >"$tree/etc/hosts"
 	# What this machine needs to reach its package indexes, the tree needs too.
 	cat /etc/resolv.conf >"$tree/etc/resolv.conf"
 	if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
