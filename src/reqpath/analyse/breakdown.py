@@ -184,8 +184,8 @@ class Group:
 
     @property
     def resolution_ns(self) -> int:
-        """The coarsest resolution of the totals."""
-        return max(self.resolutions, default=1)
+        """The coarsest resolution of the totals, but for what less than a hundredth of them have."""
+        return _common_resolution(self.resolutions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -737,7 +737,7 @@ class _GroupBuilder:
         if self.route is not None:
             marks = [(mark, count) for mark, count in marks if mark.route == self.route]
         resolutions = _count(marks, lambda mark: mark.resolution_ns)
-        resolution_ns = max(resolutions, default=1)
+        resolution_ns = _common_resolution(resolutions)
         segments = []
         for figures, slow in zip(self._segments, self._slow_routes, strict=True):
             segments.append(
@@ -827,6 +827,12 @@ def _count_each(marks: _Marks, keys: Callable[[_Mark], tuple[str, ...]]) -> dict
         for name in keys(mark):
             counts[name] += count
     return dict(counts)
+
+
+def _common_resolution(resolutions: dict[int, int]) -> int:
+    # nginx rounds the time of an upstream to 1 ms: a few failed attempts must not coarsen a whole report.
+    requests = sum(resolutions.values())
+    return max((ns for ns, count in resolutions.items() if count * 100 >= requests), default=1)
 
 
 def _in_order(counts: dict[str, int]) -> dict[str, int]:

@@ -148,7 +148,22 @@ def _build_head(breakdown: Breakdown) -> RenderableType:
         latency.append(f"{name} ", style=_DIM)
         latency.append(f"{format_duration(ns, resolution_ns)}   ")
     latency.rstrip()
-    return Group(line, "", Text(render_sentence(breakdown), style="bold"), "", latency)
+    lines: list[RenderableType] = [line, "", Text(render_sentence(breakdown), style="bold"), "", latency]
+    left_out = _describe_left_out(whole)
+    return Group(*lines, *([left_out] if left_out else []))
+
+
+def _describe_left_out(whole: figures.Group) -> Text | None:
+    """Say which ends of the requests the totals don't have, in more than half of them."""
+    missing = {stamp for stamp, count in whole.missing_stamps.items() if count * 2 > whole.requests}
+    if not missing & {"nginx_start", "nginx_end"}:
+        return None
+    first, last = "nginx's start", "nginx's end"
+    if "nginx_start" in missing:
+        first = "the app's start" if "accept" in missing else "uWSGI's accept"
+    if "nginx_end" in missing:
+        last = "the body's end"
+    return Text(f"From {first} to {last}: the client waited longer, see what is missing.", style=_DIM)
 
 
 def _build_bars(whole: figures.Group, width: int, *, colour: bool) -> RenderableType | None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from datetime import datetime
 from typing import Final
@@ -23,20 +22,19 @@ def format_duration(ns: float | None, resolution_ns: int = 1, *, digits: int = 3
     """
     if ns is None:
         return UNKNOWN
-    magnitude = abs(ns)
     # Below a microsecond the clock's own cost is what one sees.
     finest_ns = max(resolution_ns, 1_000)
-    if magnitude < finest_ns / 2:
-        return "0" if magnitude == 0 and (resolution_ns < 1_000 or sign) else f"<1 {_unit_of(finest_ns)[1]}"
-    unit_ns, unit = next(
-        (entry for entry in _UNITS if magnitude >= entry[0] * (1 - 0.5 / 10**digits)), _UNITS[-1]
-    )
-    value = magnitude / unit_ns
-    decimals = max(0, digits - 1 - math.floor(math.log10(max(value, 1))))
+    if abs(ns) < finest_ns / 2:
+        return "0" if ns == 0 and (resolution_ns < 1_000 or sign) else f"<1 {_unit_of(finest_ns)[1]}"
+    # Rounded first: 999.7 µs are 1.00 ms.
+    step_ns = max(finest_ns, 10 ** (len(str(int(abs(ns)))) - digits))
+    rounded_ns = max(1, round(abs(ns) / step_ns)) * step_ns
+    unit_ns, unit = _unit_of(rounded_ns)
+    decimals = max(0, digits - len(str(rounded_ns // unit_ns)))
     # No digit that the stamps don't have: in seconds, a millisecond is the third.
-    decimals = min(decimals, max(0, round(math.log10(unit_ns / finest_ns))))
+    decimals = min(decimals, len(str(unit_ns // finest_ns)) - 1 if unit_ns >= finest_ns else 0)
     prefix = "-" if ns < 0 else "+" if sign else ""
-    return f"{prefix}{value:,.{decimals}f} {unit}"
+    return f"{prefix}{rounded_ns / unit_ns:,.{decimals}f} {unit}"
 
 
 def format_plus_minus(ns: float, resolution_ns: int) -> str:
@@ -72,6 +70,8 @@ def format_rate(rate_per_s: float) -> str:
 def format_span(ns: int) -> str:
     """Return a long duration: `60.2 s`, `12 min`, `3.5 h`, `2.1 days`."""
     seconds = ns / 1e9
+    if seconds < 1:
+        return format_duration(ns, digits=2)
     if seconds < 120:
         return f"{seconds:.1f} s"
     if seconds < 7200:

@@ -245,7 +245,7 @@ def _build_axis(total_ns: int, width: int, resolution_ns: int) -> Text:
     text = "0"
     for tick_ns in range(step_ns, total_ns + 1, step_ns):
         position = tick_ns * width // total_ns
-        label = format_duration(tick_ns, digits=2)
+        label = format_duration(tick_ns, digits=2).replace(".0 ", " ")
         if position + len(label) > width:
             break
         text = f"{text:<{position}}{label}" if position > len(text) else text
@@ -256,12 +256,15 @@ def _build_segments(path: RequestPath, width: int, *, colour: bool) -> Renderabl
     timing = path.timing
     if timing.total_ns <= 0:
         return None
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=_DIM)
-    table.add_column("segment", no_wrap=True, min_width=18)
-    table.add_column("time", justify="right", no_wrap=True, min_width=8)
-    table.add_column("share", justify="right", no_wrap=True, min_width=6)
-    if width >= NARROW:
-        table.add_column("", no_wrap=True, overflow="ellipsis", style=_DIM)
+    narrow = width < NARROW
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=_DIM, width=None if narrow else width
+    )
+    table.add_column("segment", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    if not narrow:
+        table.add_column("", no_wrap=True, overflow="ellipsis", style=_DIM, ratio=1)
     parts: list[tuple[str, float]] = []
     for segment, value in zip(SEGMENTS, timing.segments, strict=True):
         if not value:
@@ -272,7 +275,7 @@ def _build_segments(path: RequestPath, width: int, *, colour: bool) -> Renderabl
             Text.assemble((letter, hex_colour), f" {segment.name}"),
             format_duration(value, resolution_of(segment.name, timing.resolution_ns)),
             format_share(value / timing.total_ns),
-            *([segment.meaning] if width >= NARROW else []),
+            *([] if narrow else [segment.meaning]),
         )
     parts.append(("residual", timing.residual_ns))
     letter, hex_colour = PALETTE["residual"]
@@ -280,7 +283,7 @@ def _build_segments(path: RequestPath, width: int, *, colour: bool) -> Renderabl
         Text.assemble((letter, hex_colour), " residual"),
         format_duration(timing.residual_ns, timing.resolution_ns),
         format_share(timing.residual_ns / timing.total_ns),
-        *(["the total less all of the above"] if width >= NARROW else []),
+        *([] if narrow else ["the total less all of the above"]),
     )
     blocks: list[RenderableType] = [build_bar(parts, width, colour=colour), build_legend(parts), "", table]
     lens = _describe_lens(path)

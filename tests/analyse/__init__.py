@@ -1,0 +1,1 @@
+"""Tests of the analysis: they need no servers and no Flask."""
