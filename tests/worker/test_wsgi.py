@@ -868,7 +868,7 @@ def test_a_clock_that_fails_at_any_point_changes_nothing(
     [
         "reqpath.worker.wsgi.encode",
         "reqpath.worker.wsgi.build_span_context",
-        "reqpath.worker.wsgi.RequestRecorder",
+        "reqpath.worker.wsgi.build_recorder",
         "reqpath.worker.wsgi.WorkerRecord",
         "reqpath.worker.wsgi.read_stamps",
         "reqpath.worker.wsgi.SpoolWriter.append",

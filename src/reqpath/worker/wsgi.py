@@ -318,12 +318,13 @@ class _MemoryBody(_Body):
     def close(self) -> None:
         """Close the application's iterable, then end the record."""
         recorder = self._recorder
-        if recorder.on_close:
+        close = getattr(self._iterable, "close", None)
+        if recorder.on_close or close is None:
             super().close()
             return
         recorder.switch(segments.SEND)
         try:
-            self._iterable.close()  # type: ignore[attr-defined]  # werkzeug's ClosingIterator
+            close()
         finally:
             self._finish(recorder, closed=True)
 
