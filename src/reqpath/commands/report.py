@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import gc
+import io
 import json
 import re
 import sys
@@ -89,7 +90,7 @@ def command(
     SPOOL is the directory that the app writes to: REQPATH_SPOOL, or one in the temporary directory.
     """
     try:
-        from rich.console import Console
+        import rich  # noqa: F401 - asked for before numpy, which takes longer
 
         from reqpath.analyse.breakdown import BreakdownBuilder
     except ImportError as error:
@@ -100,13 +101,15 @@ def command(
     keep = _build_filter(route, since)
     builder = BreakdownBuilder(slowest=slowest)
     if watch:
-        _watch(reader, builder, keep, Console())
+        _watch(reader, builder, keep, open_console())
         return
+    paths = show_progress(read_paths(reader))
     # Records hold no cycles, and there are millions of them.
     gc.disable()
-    builder.extend(
-        filter(keep, show_progress(read_paths(reader))) if keep else show_progress(read_paths(reader))
-    )
+    try:
+        builder.extend(filter(keep, paths) if keep else paths)
+    finally:
+        gc.enable()
     breakdown = builder.build(reader.losses)
     if as_json:
         from reqpath.render.document import breakdown_to_json
@@ -114,7 +117,16 @@ def command(
         json.dump(breakdown_to_json(breakdown), sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    _print_report(breakdown, reader.directory, Console(), filtered=keep is not None)
+    _print_report(breakdown, reader.directory, open_console(), filtered=keep is not None)
+
+
+def open_console() -> Console:
+    """Return the console on the standard output; a character that its encoding lacks is a question mark."""
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console()
 
 
 def _build_filter(route: str | None, since: str | None) -> Keep | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import click
 
 from reqpath.collect.join import BATCH_BYTES, read_paths
-from reqpath.commands.report import show_progress
+from reqpath.commands.report import open_console, show_progress
 from reqpath.errors import MissingExtraError, ReqPathError
 from reqpath.path import RequestPath
 from reqpath.settings import default_spool
@@ -40,7 +40,6 @@ def command(*, request: str, spool: str | None, as_json: bool) -> None:
     ID is a trace id or the first digits of one; SPOOL is as for `reqpath report`.
     """
     try:
-        from rich.console import Console
         from rich.text import Text
 
         from reqpath.render.waterfall import render_waterfall
@@ -54,7 +53,7 @@ def command(*, request: str, spool: str | None, as_json: bool) -> None:
         json.dump(path_to_json(path), sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    console = Console()
+    console = open_console()
     render_waterfall(path, console)
     if others:
         console.print()
