@@ -29,7 +29,7 @@ MAX_FUTURE_NS: Final = 5 * 1_000_000_000
 _PARAMS: Final = ("REQPATH_TRACEPARENT", "REQPATH_START", "REQPATH_PASS", "REQPATH_ACCEPT", "REQPATH_PARSED")
 #: Their usual values, start and pass with microseconds.
 _USUAL: Final = re.compile(
-    r"00-([0-9a-f]{32})-([0-9a-f]{16})-0([01]) (\d{10}\.\d{6}) (\d{10}\.\d{6}) (\d{16}) (\d{16})",
+    r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01] \d{10}\.\d{6} \d{10}\.\d{6} \d{16} \d{16}",
     re.ASCII,
 )
 _NO_TRACE: Final = "0" * 32
@@ -62,25 +62,32 @@ _NONE: Final[list[str]] = []
 
 def read_stamps(environ: WSGIEnvironment, now_ns: int, *, trusted_proxy: bool) -> Stamps:
     """Read the stamps of the request being served; `trusted_proxy` says that headers can be believed."""
-    # One regular expression over all five, as the recommended configuration sends them, and nothing done in
-    # bytecode that C can do: this runs for every request.
+    # All five at once, by position, as the recommended configuration sends them; nothing is done in bytecode
+    # that C can do. This runs for every request.
     try:
-        match = _USUAL.fullmatch(" ".join(map(environ.get, _PARAMS)))  # type: ignore[arg-type]  # a None raises
+        text = " ".join(map(environ.get, _PARAMS))  # type: ignore[arg-type]  # a None raises
+        if _USUAL.fullmatch(text) is not None:
+            start_ns = int(text[56:66] + text[67:73]) * 1_000
+            pass_ns = int(text[74:84] + text[85:91]) * 1_000
+            accept_ns = int(text[92:108]) * 1_000
+            parsed_ns = int(text[109:]) * 1_000
+            if (
+                min(start_ns, pass_ns, accept_ns, parsed_ns) >= now_ns - MAX_AGE_NS
+                and max(start_ns, pass_ns, accept_ns, parsed_ns) <= now_ns + MAX_FUTURE_NS
+            ):
+                return (  # type: ignore[return-value]  # a Stamps takes four times as long to make
+                    text[3:35],
+                    text[36:52],
+                    text[54] == "1",
+                    start_ns,
+                    pass_ns,
+                    1_000,
+                    accept_ns,
+                    parsed_ns,
+                    _NONE,
+                )
     except TypeError:
-        match = None
-    if match is not None:
-        trace_id, parent_id, flag, *texts = match.groups()
-        stamps = [int(text.replace(".", "")) * 1_000 for text in texts]
-        if (
-            min(stamps) >= now_ns - MAX_AGE_NS
-            and max(stamps) <= now_ns + MAX_FUTURE_NS
-            and trace_id != _NO_TRACE
-            and parent_id != _NO_SPAN
-        ):
-            start_ns, pass_ns, accept_ns, parsed_ns = stamps
-            return Stamps(
-                trace_id, parent_id, flag == "1", start_ns, pass_ns, 1_000, accept_ns, parsed_ns, _NONE
-            )
+        pass
     return _read_one_by_one(environ, now_ns, trusted_proxy)
 
 
