@@ -124,7 +124,12 @@ class ReqPath:
                     if type(body) is list:
                         recorder.in_memory = middleware
                         recorder.on_close = getattr(response, "_on_close", _UNKNOWN)
-                        recorder.record.response_bytes = sum(map(len, body))
+                        try:
+                            # The one chunk that there nearly always is, `join` gives back as it is.
+                            recorder.record.response_bytes = len(b"".join(body))
+                        except TypeError:
+                            # Text, which werkzeug encodes on the way out.
+                            recorder.record.response_bytes = sum(map(len, response.iter_encoded()))
                     else:
                         recorder.in_memory = None
             except Exception:
