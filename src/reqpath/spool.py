@@ -20,6 +20,7 @@ import errno
 import itertools
 import os
 import stat
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ EVICTED = "evicted"
 MAX_FRAME_BYTES = 8 << 20
 
 _LENGTH = 4
+_FRAME = struct.Struct("<I")
 #: What damaged bytes raise: not msgpack, text that is not UTF-8, and lists in lists without end.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -451,17 +453,20 @@ class SpoolReader:
             self._give_up(cursor, error.strerror or "unreadable")
             return []
         records: list[Record] = []
+        append, unpack_length = records.append, _FRAME.unpack_from
         position, end = 0, len(data)
         try:
             while position + _LENGTH <= end:
-                length = int.from_bytes(data[position : position + _LENGTH], "little")
+                (length,) = unpack_length(data, position)
                 if length > MAX_FRAME_BYTES:
                     raise msgspec.DecodeError("the length is not one of a frame")
-                frame_end = position + _LENGTH + length
+                position += _LENGTH
+                frame_end = position + length
                 if frame_end > end:
+                    position -= _LENGTH
                     break
                 try:  # noqa: SIM105 - suppress() would take a third of the loop's time
-                    records.append(decode_record(data[position + _LENGTH : frame_end]))
+                    append(decode_record(data[position:frame_end]))
                 except msgspec.ValidationError:
                     # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
                     pass
