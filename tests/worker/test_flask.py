@@ -77,7 +77,7 @@ def install(spool: str, fake_clock: FakeClock) -> Iterator[Install]:
 
 @pytest.fixture
 def app(fake_clock: FakeClock) -> Flask:
-    """Return an app in which each part takes its own time: 1 ms before, 2 the view, 4 after, 8 and 16 teardown."""
+    """Return an app whose parts take 1 ms before, 2 the view, 4 after, 8 and 16 teardown."""
     app = Flask("shop")
     app.secret_key = "x"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
 
 _logger = logging.getLogger("reqpath")
-_lock = threading.Lock()
+# Reentrant: the collector of cycles may end a request, and that fail, anywhere.
+_lock = threading.RLock()
 #: Faults by the place they happened in; the only module-level state besides the current recorder.
 faults: Counter[str] = Counter()
 
@@ -22,7 +24,9 @@ def note_fault(place: str) -> None:
         faults[place] += 1
         first = faults[place] == 1
     if first:
-        _logger.exception("reqpath failed in %s; the request is not affected. Said once.", place)
+        # A handler of the app's may raise, too.
+        with contextlib.suppress(Exception):
+            _logger.exception("reqpath failed in %s; the request is not affected. Said once.", place)
 
 
 def note_problem(message: str) -> None:
@@ -31,4 +35,5 @@ def note_problem(message: str) -> None:
         faults[message] += 1
         first = faults[message] == 1
     if first:
-        _logger.error("reqpath: %s", message)
+        with contextlib.suppress(Exception):
+            _logger.error("reqpath: %s", message)
