@@ -87,13 +87,16 @@ def start_process(
 
     Raises: ServerError when it can't be started, ends early or is not ready within `deadline_s`.
     """
-    popen = _spawn(argv, log_path, name, stop_signal, environment=environment, cwd=cwd)
+    popen: subprocess.Popen[bytes] | None = None
     try:
+        with _hold_signals():
+            popen = _spawn(argv, log_path, name, stop_signal, environment=environment, cwd=cwd)
         process = Process(name, popen.pid, log_path, popen)
         wait_until(ready, deadline_s, process)
         yield process
     finally:
-        _stop(popen, stop_signal, stop_s)
+        if popen is not None:
+            _stop(popen, stop_signal, stop_s)
 
 
 def wait_until(ready: Callable[[], bool], deadline_s: float, process: Process) -> None:
@@ -110,13 +113,16 @@ def wait_until(ready: Callable[[], bool], deadline_s: float, process: Process) -
 
 def run_to_end(argv: Sequence[str], log_path: str, deadline_s: float, name: str) -> None:
     """Run a command that ends by itself. Raises: ServerError when it fails or takes too long."""
-    popen = _spawn(argv, log_path, name, signal.SIGTERM)
+    popen: subprocess.Popen[bytes] | None = None
     try:
+        with _hold_signals():
+            popen = _spawn(argv, log_path, name, signal.SIGTERM)
         status = popen.wait(deadline_s)
     except subprocess.TimeoutExpired:
         raise ServerError(f"{name} did not end within {deadline_s:g} s", read_tail(log_path)) from None
     finally:
-        _stop(popen, signal.SIGTERM, 2.0)
+        if popen is not None:
+            _stop(popen, signal.SIGTERM, 2.0)
     if status != 0:
         raise ServerError(f"{name} ended with status {status}", read_tail(log_path))
 
@@ -179,6 +185,35 @@ def exit_on_signals(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _hold_signals() -> Iterator[None]:
+    """Put off Ctrl-C and the signals of `exit_on_signals` until a process that is being made is ours to stop.
+
+    An exception in the middle of `Popen` would leave a process that nobody knows of.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        held.append(number)
+
+    previous = {
+        number: signal.signal(number, hold)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # One that is ignored or at its default stays so: a process inherits those, and no handler.
+        if callable(signal.getsignal(number))
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for arrived in dict.fromkeys(held):
+            signal.raise_signal(arrived)
 
 
 def _spawn(

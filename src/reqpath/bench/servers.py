@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -27,6 +28,9 @@ from reqpath.bench.topology import App, Includes, Placement, Topology, render_ng
 from reqpath.errors import ServerError
 
 _START_S = 30.0
+_PING_S = 5.0
+#: A Unix socket's path has at most 107 bytes; `/reqpath-demo-12345678/database/mysqld.sock` is to follow.
+_LONGEST_PARENT = 60
 # An ordinary user's PATH often lacks them.
 _SYSTEM_DIRECTORIES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/nginx/sbin"
 _MODULE_DIRECTORIES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/nginx/modules")
@@ -118,8 +122,9 @@ def start_deployment(
     nginx_path = find_program("nginx", "apt install nginx-light libnginx-mod-http-perl")
     uwsgi_path = find_program("uwsgi", "pip install 'reqpath[demo]'")
     with contextlib.ExitStack() as stack:
-        # Under /tmp in any case: a Unix socket's path has at most 107 bytes.
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-demo-", dir="/tmp"))
+        directory = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="reqpath-demo-", dir=_choose_parent())
+        )
         spool = spool or os.path.join(directory, "spool")
         placement = _place(topology, directory, spool, uwsgi_path)
         if database is None:
@@ -144,10 +149,12 @@ def start_deployment(
                 [uwsgi_path, "--ini", _write(directory, "uwsgi.ini", render_uwsgi(topology, placement))],
                 os.path.join(directory, "uwsgi.log"),
                 lambda: (
-                    is_listening(address) and (not topology.reqpath or _is_taken(placement.collector_port))
+                    _answers_ping(address) and (not topology.reqpath or _is_taken(placement.collector_port))
                 ),
                 _START_S,
                 "uWSGI",
+                # SIGTERM is ignored until the workers run, and reloads them from then on.
+                stop_signal=signal.SIGQUIT,
                 environment=environment,
                 cwd=directory,
             )
@@ -174,6 +181,12 @@ def fill_database(topology: Topology, database: Database, directory: str) -> Non
     Raises: ServerError with the log's tail.
     """
     _run_setup(topology.app, _build_environment(topology, database), directory)
+
+
+def _choose_parent() -> str:
+    """Return the temporary directory, or /tmp where the sockets in it would have too long a path."""
+    parent = tempfile.gettempdir()
+    return parent if len(os.fsencode(parent)) <= _LONGEST_PARENT else "/tmp"  # noqa: S108
 
 
 def _stay_silent(_server: str) -> None:
@@ -261,6 +274,21 @@ def _find_free_udp_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _answers_ping(address: str | tuple[str, int]) -> bool:
+    """Tell whether a worker takes requests; the socket alone takes connections long before.
+
+    Source: the uwsgi protocol, packets with modifier1 100.
+    """
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as probe:
+        probe.settimeout(_PING_S)
+        try:
+            probe.connect(address)
+            probe.sendall(b"\x64\0\0\0")
+            return probe.recv(4)[:1] == b"\x64"
+        except OSError:
+            return False
 
 
 def _is_taken(port: int) -> bool:

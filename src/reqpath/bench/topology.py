@@ -179,8 +179,8 @@ def render_uwsgi(topology: Topology, placement: Placement) -> str:
     lines = [
         "strict = true",
         "master = true",
-        # SIGTERM would reload it otherwise.
-        "die-on-term = true",
+        # A worker whose master was killed ends.
+        "no-orphans = true",
         "need-app = true",
         f"processes = {1 if threaded else topology.workers}",
         *([f"threads = {topology.workers}"] if threaded else []),

@@ -1,0 +1,187 @@
+"""`reqpath demo` as a user runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reqpath.tiers import NAMES
+
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("servers")]
+
+_DEADLINE_S = 120.0
+
+
+@pytest.fixture(autouse=True)
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Mark what a test starts; whatever the demo's end, no file and no process with the mark may be left."""
+    with tempfile.TemporaryDirectory(prefix="rq", dir="/tmp") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        yield directory
+        assert os.listdir(directory) == []
+        assert _list_marked(directory) == []
+
+
+def test_json_is_one_object_and_stands_alone_on_stdout() -> None:
+    result = subprocess.run(
+        [*_command("--seconds", "2", "--json")],
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE_S,
+        check=True,
+    )
+    document = json.loads(result.stdout)
+    assert document["client"]["recorded"] == document["client"]["requests"] == document["requests"] > 20
+    assert {segment["name"] for segment in document["segments"]} <= set(NAMES)
+    assert document["missing_stamps"] == {}
+    # nginx answers some by itself, over no transport.
+    assert document["transports"]["nginx_uwsgi"].keys() - {"unknown"} == {"unix"}
+    assert document["transports"]["app_mysql"].keys() == {"tcp"}
+    assert "starting nginx" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_other_transports_and_threads_on_a_kept_spool(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    options = ("--transport", "tcp", "--db-transport", "unix", "--workers", "threads", "--seconds", "1")
+    result = _run(*options, "--keep-spool", str(spool))
+    assert result.returncode == 0, result.stderr
+    assert "mysql.query" in result.stdout
+    assert f"reqpath trace slowest {spool}" in result.stderr
+    report = subprocess.run(
+        [sys.executable, "-m", "reqpath.cli", "report", str(spool), "--json"],
+        capture_output=True,
+        timeout=_DEADLINE_S,
+        check=True,
+    )
+    document = json.loads(report.stdout)
+    assert document["transports"]["nginx_uwsgi"].keys() - {"unknown"} == {"tcp"}
+    assert document["transports"]["app_mysql"].keys() == {"unix"}
+    assert {worker["concurrency"] for worker in document["workers"]} == {"threads"}
+
+
+def test_ctrl_c_in_the_middle_prints_what_was_measured() -> None:
+    with _start("--seconds", "600", "--json") as demo:
+        _wait_for(demo, "driving traffic")
+        time.sleep(1)
+        demo.send_signal(signal.SIGINT)
+        stdout, stderr = demo.communicate(timeout=_DEADLINE_S)
+    assert demo.returncode == 130
+    assert json.loads(stdout)["requests"] > 0
+    assert "interrupted" in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["the database", "its data", "uWSGI", "driving"])
+def test_a_signal_at_any_moment_leaves_nothing_behind(number: signal.Signals, moment: str) -> None:
+    with _start("--seconds", "600") as demo:
+        _wait_for(demo, moment)
+        demo.send_signal(number)
+        demo.communicate(timeout=_DEADLINE_S)
+    assert demo.returncode != 0
+
+
+def test_keep_running_serves_until_ctrl_c() -> None:
+    with _start("--seconds", "0.5", "--keep-running") as demo:
+        told = _wait_for(demo, "is up until Ctrl-C")
+        url = told.rpartition("http://")[2].split()[0]
+        with urllib.request.urlopen(f"http://{url}/health", timeout=_DEADLINE_S) as answer:
+            body = answer.read()
+        demo.send_signal(signal.SIGINT)
+        demo.communicate(timeout=_DEADLINE_S)
+    assert body == b"ok\n"
+    assert demo.returncode == 0
+
+
+def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    result = subprocess.run(
+        _command("--keep-spool", str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE_S,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "is not empty" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_without_nginx_the_package_to_install_is_named() -> None:
+    environment = os.environ | {"PATH": os.path.dirname(sys.executable)}
+    code = (
+        "import reqpath.bench.servers as servers; servers._SYSTEM_DIRECTORIES = '';"
+        "from reqpath.cli import main; import sys; sys.argv = ['reqpath', 'demo']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE_S,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "apt install nginx" in result.stderr
+
+
+def _command(*options: str) -> list[str]:
+    # Python ignores Ctrl-C where it was started with it ignored, as in a shell's background.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv[0] = 'reqpath'; from reqpath.cli import main; main()"
+    )
+    return [sys.executable, "-c", code, "demo", *options]
+
+
+@contextlib.contextmanager
+def _start(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the demo; end it when the test did not."""
+    with subprocess.Popen(
+        _command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as demo:
+        try:
+            yield demo
+        finally:
+            if demo.poll() is None:
+                demo.terminate()
+
+
+def _run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(*options), capture_output=True, text=True, timeout=_DEADLINE_S, check=False
+    )
+
+
+def _wait_for(demo: subprocess.Popen[str], words: str) -> str:
+    """Read the demo's standard error until it says these words; return all of it so far."""
+    assert demo.stderr is not None
+    told = ""
+    for line in demo.stderr:
+        told += line
+        if words in line:
+            return told
+    raise AssertionError(f"the demo ended without saying {words!r}: {told}")
+
+
+def _list_marked(mark: str) -> list[str]:
+    """Return the command lines of the processes other than this one that inherited the mark."""
+    marked = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={mark}".encode() in (directory / "environ").read_bytes():
+                marked.append((directory / "cmdline").read_text())
+        except OSError:
+            continue
+    return marked
