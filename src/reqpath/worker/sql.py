@@ -26,6 +26,8 @@ MAX_CACHED: Final = 2048
 _CACHED_STATEMENTS: Final = 1024
 
 # Each alternative ends at its own end or takes all that is left, so that nothing is read from its middle.
+# Groups are repeated inside `(?>…)`, not by `*+` and `++`, which match too much, or for ever, before Python
+# 3.11.5; Debian 12 has 3.11.2. Source: CPython's issues 100061 and 106052.
 _TOKENS: Final = r"""
     (?P<comment>
         (?:--(?=[\s\x00-\x1f]|\Z)|\#)[^\n]*+        # -- needs a blank behind it: 5--1 is arithmetic
@@ -37,10 +39,11 @@ _TOKENS: Final = r"""
         (?:[nxb]|_\w++\s*+)?'STRING'                # N'…', X'…', b'…', _utf8mb4'…'
       | "DOUBLE"                                    # an identifier in ANSI_QUOTES mode only
       | (?P<dollar>\$\w*+\$).*?(?:(?P=dollar)|\Z)   # MySQL 9
-      | `(?:[^`]++|``)*+\Z                          # never closed
-      | (?:\d|\.\d)(?:(?<=[e])[+-](?=\d)|[\w$.])*+  # a word that begins with a digit, be it an identifier
+      | `(?>(?:[^`]++|``)*)\Z                       # never closed
+      # A word that begins with a digit, be it an identifier.
+      | (?:\d|\.\d)(?>(?:(?<=[e])[+-](?=\d)|[\w$.])*)
     )
-  | (?P<kept>%s | %\(\w++\)s | `(?:[^`]++|``)*+` | [^\W\d][\w$]*+)
+  | (?P<kept>%s | %\(\w++\)s | `(?>(?:[^`]++|``)*)` | [^\W\d][\w$]*+)
   | (?P<blank>[\s\x00]++)
 """
 
@@ -50,17 +53,17 @@ def _compile_tokens(string: str, double: str) -> re.Pattern[str]:
     return re.compile(text, re.VERBOSE | re.DOTALL | re.IGNORECASE)
 
 
-_TOKEN: Final = _compile_tokens(r"'(?:[^'\\]++|\\.?|'')*+'?", r'"(?:[^"\\]++|\\.?|"")*+"?')
+_TOKEN: Final = _compile_tokens(r"'(?>(?:[^'\\]++|\\.?|'')*)'?", r'"(?>(?:[^"\\]++|\\.?|"")*)"?')
 #: For sessions with NO_BACKSLASH_ESCAPES.
-_TOKEN_PLAIN: Final = _compile_tokens(r"'(?:[^']++|'')*+'?", r'"(?:[^"]++|"")*+"?')
+_TOKEN_PLAIN: Final = _compile_tokens(r"'(?>(?:[^']++|'')*)'?", r'"(?>(?:[^"]++|"")*)"?')
 _REPLACEMENTS: Final = {"comment": " ", "blank": " ", "literal": "?", "dollar": "?", "rest": "?"}
 
 _VALUE: Final = r"[-+]?\s?(?:\?|%s|%\(\w++\)s)"
-_TUPLE: Final = r"\((?:[^()]++|\([^()]*+\))*+\)"
+_TUPLE: Final = r"\((?>(?:[^()]++|\([^()]*+\))*)\)"
 _IN_LIST: Final = re.compile(
-    rf"\b(IN\s?\(\s?(?:{_VALUE}|{_TUPLE}))(?:\s?,\s?(?:{_VALUE}|{_TUPLE}))++\s?\)", re.I
+    rf"\b(IN\s?\(\s?(?:{_VALUE}|{_TUPLE}))(?>(?:\s?,\s?(?:{_VALUE}|{_TUPLE}))+)\s?\)", re.I
 )
-_ROWS: Final = re.compile(rf"\b(VALUES?\s?{_TUPLE})(?:\s?,\s?{_TUPLE})++", re.I)
+_ROWS: Final = re.compile(rf"\b(VALUES?\s?{_TUPLE})(?>(?:\s?,\s?{_TUPLE})+)", re.I)
 _BLANKS: Final = re.compile(r" {2,}")
 
 
