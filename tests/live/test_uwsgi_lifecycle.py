@@ -34,12 +34,17 @@ from reqpath.spool import SpoolReader
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
-# Far beyond what a stop takes, and far below the minute after which uWSGI kills what hangs.
-_STOP_S = 15.0
+# Far beyond what a stop takes; after it uWSGI kills a worker that hangs, and says so.
+_MERCY_S = 10
+_STOP_S = 2.0 * _MERCY_S
 _ANSWER_S = 30.0
 #: What uWSGI's processes return when they were told to end. Source: uwsgi.h, UWSGI_END_CODE.
 _ENDED_WITHOUT_MASTER = 30
-_MASTER = ("master = true", "die-on-term = true")
+# A worker that uWSGI stops at once calls exit() in a signal handler; with threads, and nothing of reqpath in
+# the process, about one in fifty of those that are busy then waits for a lock that it has itself (malloc's,
+# say), until the master kills it. A graceful stop has its threads end by themselves.
+_MASTER = ("master = true", "hook-master-start = unix_signal:15 gracefully_kill_them_all")
+_AT_ONCE = ("master = true", "die-on-term = true")
 _UWSGI = shutil.which("uwsgi", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}")
 
 Address = str | tuple[str, int]
@@ -59,7 +64,9 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return its exit code. Raises: ServerError when it hangs."""
         self.process.send_signal(number)
-        return self.process.wait(_STOP_S)
+        status = self.process.wait(_STOP_S)
+        assert number != signal.SIGTERM or "NO MERCY" not in self.log()
+        return status
 
     def stop_all(self, pids: set[int]) -> int:
         """Stop it where no master tells its workers, and return its exit code."""
@@ -102,6 +109,7 @@ def serve(
         "buffer-size = 16384",
         "listen = 100",
         "disable-logging = true",
+        f"worker-reload-mercy = {_MERCY_S}",
         f"http-socket = {address if isinstance(address, str) else f'{address[0]}:{address[1]}'}",
         f"virtualenv = {sys.prefix}",
         f"pythonpath = {Path(__file__).parent}",
@@ -346,18 +354,18 @@ def test_a_worker_that_is_recycled_after_max_requests_loses_nothing(threads: int
 _BINARY = f"binary-path = {sys.executable}"
 
 
-@pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize(
-    ("lines", "reload"),
+    ("lines", "reload", "threads"),
     [
-        pytest.param((_BINARY,), signal.SIGHUP, id="sighup"),
-        pytest.param((_BINARY, "lazy-apps = true"), signal.SIGHUP, id="sighup-lazy-apps"),
-        pytest.param((_BINARY, "touch-reload = %d/touched"), "touched", id="touch-reload"),
-        pytest.param(("touch-workers-reload = %d/touched",), "touched", id="touch-workers-reload"),
+        pytest.param((_BINARY,), signal.SIGHUP, 1, id="sighup"),
+        pytest.param((_BINARY,), signal.SIGHUP, 4, id="sighup-threads"),
+        pytest.param((_BINARY, "lazy-apps = true"), signal.SIGHUP, 4, id="sighup-lazy-apps"),
+        pytest.param((_BINARY, "touch-reload = %d/touched"), "touched", 1, id="touch-reload"),
+        pytest.param(("touch-workers-reload = %d/touched",), "touched", 4, id="touch-workers-reload"),
         pytest.param(
-            ("lazy-apps = true", "touch-chain-reload = %d/touched"), "touched", id="touch-chain-reload"
+            ("lazy-apps = true", "touch-chain-reload = %d/touched"), "touched", 1, id="touch-chain-reload"
         ),
-        pytest.param(("lazy-apps = true", "master-fifo = %d/fifo"), b"c", id="fifo-chain-reload"),
+        pytest.param(("lazy-apps = true", "master-fifo = %d/fifo"), b"c", 4, id="fifo-chain-reload"),
     ],
 )
 def test_a_reload_in_the_middle_of_traffic_loses_nothing(
@@ -368,13 +376,8 @@ def test_a_reload_in_the_middle_of_traffic_loses_nothing(
         traffic = Traffic(server)
         server.wait_for_apps(2 if "lazy-apps = true" in lines else 1)
         with traffic.flowing():
-            for turn in (1, 2):
-                traffic.wait_for_more(50)
-                traffic.wait_for_new_pids(2, lambda: _reload(server, reload))
-                if "chain" in "".join(lines) or reload == b"c":
-                    # Another one is not begun before.
-                    server.wait_for_log("chain reloading complete", turn)
-                server.wait_for_apps(2 * (turn + 1) if "lazy-apps = true" in lines else 1)
+            traffic.wait_for_more(50)
+            traffic.wait_for_new_pids(2, lambda: _reload(server, reload))
             traffic.wait_for_more(50)
         assert server.stop() == 0
     check_records(traffic)
@@ -441,23 +444,30 @@ def holding(server: Server, number: int) -> Iterator[dict[str, Any]]:
         answer.update(request.result())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(
+    ("lines", "number", "threads", "lost_at_most"),
+    [
+        pytest.param(_MASTER, signal.SIGTERM, 1, 0, id="graceful"),
+        pytest.param(_MASTER, signal.SIGTERM, 4, 0, id="graceful-threads"),
+        pytest.param(_AT_ONCE, signal.SIGTERM, 1, 2, id="at-once"),
+        pytest.param(_MASTER, signal.SIGINT, 4, 8, id="at-once-threads"),
+    ],
+)
 def test_a_stop_in_the_middle_of_traffic_loses_no_more_than_what_is_in_flight(
-    threads: int, number: int, tmp_path: Path
+    lines: tuple[str, ...], number: int, threads: int, lost_at_most: int, tmp_path: Path
 ) -> None:
-    with serve(tmp_path, *_MASTER, "processes = 2", f"threads = {threads}") as server:
+    with serve(tmp_path, *lines, "processes = 2", f"threads = {threads}") as server:
         traffic = Traffic(server)
         with traffic.flowing():
             traffic.wait_for_more(200)
             assert server.stop(number) == 0
-    check_records(traffic, lost_at_most=2 * threads)
+    check_records(traffic, lost_at_most=lost_at_most)
     check_gone(traffic.pids)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_killed_worker_loses_no_more_than_what_it_was_serving(threads: int, tmp_path: Path) -> None:
-    kills = 4
+    kills = 3
     with serve(tmp_path, *_MASTER, "processes = 2", f"threads = {threads}") as server:
         traffic = Traffic(server)
         with traffic.flowing():
@@ -586,6 +596,8 @@ def test_every_kind_of_body_that_uwsgi_takes_goes_through(threads: int, tmp_path
     with serve(tmp_path, *_MASTER, f"threads = {threads}", module="lifecycle_app:raw") as server:
         for path, body in bodies.items():
             assert (200, body) == fetch(server.address, path)
+        # What uWSGI sends by itself is recorded after it has closed the connection.
+        wait_until(lambda: len(server.records()) == len(bodies), 20.0, server.process)
         assert server.stop() == 0
     found = {record.path: record for _, record in server.records()}
     assert set(bodies) == set(found)
@@ -600,7 +612,7 @@ def test_descriptors_do_not_grow_over_workers_and_each_writes_its_own_file(tmp_p
     ) as server:
         (tmp_path / "touched").touch()
         traffic = Traffic(server)
-        for generation in range(5):
+        for generation in range(4):
             before = traffic.pids
             if generation:
                 os.kill(max(before, key=_started), signal.SIGKILL)
@@ -616,7 +628,7 @@ def test_descriptors_do_not_grow_over_workers_and_each_writes_its_own_file(tmp_p
         assert [path for path in _open_files(server.process.pid) if path.endswith(".rqp")] == []
         assert server.stop() == 0
     assert len(set(counts)) == 1, counts
-    check_records(traffic, lost_at_most=4 * 2)
+    check_records(traffic, lost_at_most=3 * 2)
 
 
 def _open_files(pid: int) -> list[str]:
