@@ -191,6 +191,24 @@ def test_an_unbuffered_read_is_fetch_and_ends_with_its_last_row(driver: ModuleTy
     assert operation.end_ns == 51_207
 
 
+def test_making_many_dicts_is_fetching(driver: ModuleType) -> None:
+    replay = _Replay(_packets(b"\x01", _COLUMN, _EOF, *[b"\x0217"] * 20, _EOF))
+    cursor = replay.connected(driver).cursor(driver.cursors.DictCursor)
+
+    def make_dict(items: Any) -> dict[str, int]:
+        replay.now_ns += 10_000
+        return dict(items)
+
+    cursor.dict_type = make_dict
+    with _request(replay.monotonic_ns) as recorder:
+        assert cursor.execute("SELECT a FROM t") == 20
+
+    assert cursor.fetchall() == [{"a": 17}] * 20
+    assert recorder.exclusive_ns[QUERY] == 207
+    assert recorder.exclusive_ns[FETCH] == 23 * 200 + 20 * 10_000 == _only(recorder).fetch_ns
+    assert recorder.exclusive_ns[VIEW] == 0
+
+
 def test_an_unbuffered_read_that_is_left_has_no_rows(driver: ModuleType) -> None:
     replay = _Replay(_TWO_ROWS)
     cursor = replay.connected(driver).cursor(driver.cursors.SSCursor)
