@@ -36,7 +36,8 @@ class Column:
     def pack(self) -> None:
         """Put what was appended into a chunk."""
         if self._pending:
-            self._chunks.append(_narrow(np.array(self._pending)))
+            values = np.array(self._pending)
+            self._chunks.append(_narrow(values, float(values.min()), float(values.max())))
             del self._pending[:]
 
     def read(self) -> IntArray:
@@ -59,11 +60,12 @@ class Table:
         """Put the rows into chunks."""
         if not self.rows:
             return
-        # As floats None is NaN.
-        table = np.array(self.rows, np.float64)
+        # As a float None is NaN, which fmax takes for less than any number.
+        table = np.fmax(np.array(self.rows, np.float64), UNKNOWN)
         self.rows.clear()
+        low, high = table.min(axis=0).tolist(), table.max(axis=0).tolist()
         for i, chunks in enumerate(self._chunks):
-            chunks.append(_narrow(np.maximum(np.nan_to_num(table[:, i], nan=UNKNOWN), UNKNOWN)))
+            chunks.append(_narrow(table[:, i], low[i], high[i]))
 
     def read(self, i: int) -> IntArray:
         """Return column `i`; call `pack` before."""
@@ -92,8 +94,7 @@ class Names:
         return number
 
 
-def _narrow(values: npt.NDArray[np.float64]) -> IntArray:
-    low, high = values.min(), values.max()
+def _narrow(values: npt.NDArray[np.float64], low: float, high: float) -> IntArray:
     if low == high and abs(low) < 1 << 31:
         # One value seen as many: a segment that is unknown or not there takes no room.
         return np.broadcast_to(np.int32(low), values.shape)

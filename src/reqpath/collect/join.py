@@ -37,7 +37,7 @@ class Joiner:
         #: False: no line of nginx is to be expected, so a worker's record is complete at once.
         self.expect_nginx = True
         self._max_held = max_held
-        self._workers: dict[_Key, list[_Worker]] = {}
+        self._workers: dict[_Key, tuple[_Worker, ...]] = {}
         #: Also those of retried requests whose workers are above: a further one may come.
         self._lines: dict[_Key, NginxRecord] = {}
 
@@ -108,18 +108,20 @@ class Joiner:
             elif line is None and not (self.expect_nginx and record.parent_id):
                 paths.append(RequestPath(record, info, None))
             else:
-                workers.setdefault(key, []).append((record, info))
+                workers[key] = (*workers.get(key, ()), (record, info))
 
     def _take(self, key: _Key) -> RequestPath:
-        return _build_path(self._workers.pop(key, []), self._lines.pop(key, None))
+        return _build_path(self._workers.pop(key, ()), self._lines.pop(key, None))
 
 
-def _build_path(workers: list[_Worker], line: NginxRecord | None) -> RequestPath:
+def _build_path(workers: tuple[_Worker, ...], line: NginxRecord | None) -> RequestPath:
     if not workers:
         return RequestPath(None, None, line)
-    if len(workers) > 1:
-        # The worker whose application started last is the one that nginx took the answer from.
-        workers = sorted(workers, key=lambda pair: pair[0].app_start_ns)
+    if len(workers) == 1:
+        ((record, info),) = workers
+        return RequestPath(record, info, line)
+    # The worker whose application started last is the one that nginx took the answer from.
+    workers = tuple(sorted(workers, key=lambda pair: pair[0].app_start_ns))
     record, info = workers[-1]
     return RequestPath(record, info, line, tuple(earlier for earlier, _ in workers[:-1]))
 
