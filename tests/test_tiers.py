@@ -277,6 +277,16 @@ def test_an_attempt_after_the_recorded_one_is_not_counted_twice() -> None:
     assert timing.residual_ns == 0
 
 
+def test_a_later_attempt_takes_no_more_than_there_was_after_the_worker() -> None:
+    """Nginx rounds each attempt's time up to a millisecond, here from 1 to 2."""
+    worker, nginx = make_pair()
+    nginx.attempts = [Attempt("a", 503, response_ns=10 * MS), Attempt("b", 502, response_ns=2 * MS)]
+    timing = measure(worker, nginx)
+    assert timing.segments[INDEX["nginx.upstream"]] == MS
+    assert timing.segments[INDEX["nginx.send"]] == 0
+    assert timing.residual_ns == 0
+
+
 @pytest.mark.parametrize("status", [499, 504])
 def test_a_request_that_was_given_up_runs_to_the_workers_end(status: int) -> None:
     worker, nginx = make_pair(end=-8 * MS)

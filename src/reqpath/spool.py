@@ -460,13 +460,12 @@ class SpoolReader:
                 (length,) = unpack_length(data, position)
                 if length > MAX_FRAME_BYTES:
                     raise msgspec.DecodeError("the length is not one of a frame")
-                position += _LENGTH
-                frame_end = position + length
+                start = position + _LENGTH
+                frame_end = start + length
                 if frame_end > end:
-                    position -= _LENGTH
                     break
                 try:  # noqa: SIM105 - suppress() would take a third of the loop's time
-                    append(decode_record(data[position:frame_end]))
+                    append(decode_record(data[start:frame_end]))
                 except msgspec.ValidationError:
                     # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
                     pass

@@ -505,27 +505,33 @@ def test_a_plain_middleware_outside_makes_one_record_with_flasks_segments(
     assert record.exclusive_ns[segments.TEMPLATE] == 0
 
 
-def test_a_body_that_a_middleware_between_makes_late_is_watched_step_by_step(
-    app: Flask, install: Install, record_of: RecordOf, spool: str, fake_clock: FakeClock
+@pytest.mark.parametrize("where", ["within", "between"])
+def test_a_body_that_a_middleware_makes_late_is_watched_step_by_step(
+    app: Flask, install: Install, record_of: RecordOf, fake_clock: FakeClock, where: str
 ) -> None:
-    """Such as one that compresses; Flask's own body is in memory, what the server gets is not."""
-    install(app)
-    inner = app.wsgi_app
+    """Such as one that compresses: Flask's own body is in memory, what the server gets is not."""
 
-    def late(environ: Any, start_response: Any) -> Iterator[bytes]:
-        body = inner(environ, start_response)
-        for chunk in body:
-            assert current.get() is not None
-            fake_clock.advance(32 * MS)
-            yield chunk
-        body.close()  # type: ignore[attr-defined]
+    def late(inner: Any) -> Any:
+        def compress(body: Any) -> Iterator[bytes]:
+            for chunk in body:
+                assert current.get() is not None
+                fake_clock.advance(32 * MS)
+                yield chunk
+            body.close()
 
-    outside = RequestMiddleware(late, spool=spool, clock=fake_clock.clock)
-    assert Client(outside).get("/", buffered=True).data == b"hello"
-    outside._writer.close()
+        return lambda environ, start_response: compress(inner(environ, start_response))
+
+    if where == "within":
+        app.wsgi_app = late(app.wsgi_app)  # type: ignore[method-assign]
+    middleware = install(app)
+    outermost: Any = app.wsgi_app
+    if where == "between":
+        outermost = RequestMiddleware(late(outermost), middleware.settings, clock=fake_clock.clock)
+    assert Client(outermost).get("/", buffered=True).data == b"hello"
+    outermost._writer.close()
     times = exclusive(record_of())
-    assert times["flask.middleware"] == 32 * MS
     assert "uwsgi.send" not in times
+    assert times["flask.view" if where == "within" else "wsgi.app"] >= 32 * MS
 
 
 def test_several_apps_in_one_process_keep_apart(
