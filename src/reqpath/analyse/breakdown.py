@@ -45,7 +45,7 @@ _MS: Final = 1_000_000
 _FROM_NGINX: Final = frozenset({"nginx.receive", "nginx.local", "queue", "nginx.send"})
 _FROM_UWSGI: Final = frozenset({"uwsgi.read", "uwsgi.gil"})
 _IN_WORKER: Final = frozenset({*_FROM_UWSGI, *WORKER_SEGMENTS})
-_DATABASE_WAIT: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit"})
+_CALLS: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit", "uwsgi.send"})
 
 _Indices = npt.NDArray[np.intp]
 
@@ -137,12 +137,13 @@ class LensFigures:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """The worker's time less `uwsgi.send`, by what the thread was doing."""
+    """The worker's time, by what the thread was doing."""
 
     #: Requests in which both the CPU time and the run queue are known; none under greenlets.
     known: int
-    #: wall, cpu, run queue, database wait, blocked; blocked = wall - cpu - run queue - database wait, in a
-    #: threaded worker in the main the GIL. It can be negative: the database wait holds a little CPU time.
+    #: wall; cpu, run queue and blocked, which add up to it; and of blocked, calls and other. A call's wait
+    #: holds CPU time and run queue of its own, so "calls" (the database, sending) is at most that much, and
+    #: "other", in a threaded worker in the main the GIL, at least.
     parts: tuple[LensFigures, ...]
 
 
@@ -415,7 +416,7 @@ class BreakdownBuilder:
         for group in groups:
             group.take_residual(residual, total)
         del residual, total
-        busy, wall, database = (np.zeros(self._count, np.int64) for _ in range(3))
+        busy, wall, calls = (np.zeros(self._count, np.int64) for _ in range(3))
         for i, segment in enumerate(SEGMENTS):
             column = self._segments.read(i)
             for group in groups:
@@ -423,21 +424,24 @@ class BreakdownBuilder:
             known = np.maximum(column, 0)
             if segment.name in _IN_WORKER:
                 busy += known
-            if segment.name in WORKER_SEGMENTS and segment.name != "uwsgi.send":
+            if segment.name in WORKER_SEGMENTS:
                 wall += known
-            if segment.name in _DATABASE_WAIT:
-                database += known
+            if segment.name in _CALLS:
+                calls += known
         for row, tls_ns in self._tls_contexts.items():
-            database[row] -= tls_ns
+            calls[row] -= tls_ns
         cpu, run_queue = self._cpu.read(), self._run_queue.read()
         lens_known = (cpu >= 0) & (run_queue >= 0)
-        blocked = wall - cpu - run_queue - database
+        # Two clocks: of a thread that never slept, the difference can be a few µs below 0.
+        blocked = np.maximum(wall - cpu - run_queue, 0)
+        calls = np.minimum(calls, blocked)
         for name, values in (
             ("wall", wall),
             ("cpu", cpu),
             ("run queue", run_queue),
-            ("database wait", database),
             ("blocked", blocked),
+            ("calls", calls),
+            ("other", blocked - calls),
         ):
             for group in groups:
                 group.take_lens(name, values, lens_known)

@@ -252,18 +252,19 @@ def _build_lens(whole: figures.Group, width: int) -> RenderableType | None:
         return None
     table = _table("worker's time", "median path", "slowest", width=width)
     meanings = {
-        "wall": "from app start to the end, less sending",
+        "wall": "from app start to the end",
         "cpu": "the thread ran",
-        "run queue": "it could run, the CPUs were busy",
-        "database wait": "it waited for connect, query, commit",
-        "blocked": "the rest: the GIL, locks, other calls",
+        "run queue": "could run, the CPUs were busy",
+        "blocked": "it slept",
+        "calls": "at most: database calls, sending",
+        "other": "at least: the GIL, locks, other",
     }
     narrow = width < NARROW
     if not narrow:
         table.add_column("", no_wrap=True, overflow="ellipsis", style=_DIM)
     for part in whole.lens.parts:
         table.add_row(
-            f"  {part.name}",
+            f"{'    ' if part.name in ('calls', 'other') else '  '}{part.name}",
             format_duration(part.median_ns),
             format_duration(part.slowest_ns),
             *([] if narrow else [meanings[part.name]]),
