@@ -548,6 +548,16 @@ def test_a_record_longer_than_a_batch_is_read(spool: str, writer: SpoolWriter) -
     assert [record.sequence for _, records in reader.read() for record in records] == [0, 1, 2]
 
 
+def test_a_record_within_a_damaged_frame_is_not_brought_forth(spool: str, writer: SpoolWriter) -> None:
+    write(writer)
+    inner = encode(make_worker_record(sequence=1))
+    writer.append(len(inner).to_bytes(4, "little") + inner)
+    reader = SpoolReader(spool)
+    assert [record.sequence for _, records in reader.read() for record in records] == [0]
+    assert list(reader.read()) == []
+    assert reader.losses.torn_bytes == len(inner) + 8
+
+
 def test_a_batch_without_a_record_does_not_end_the_file(spool: str, writer: SpoolWriter) -> None:
     write(writer)
     for _ in range(20):
