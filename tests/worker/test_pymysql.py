@@ -455,8 +455,8 @@ def test_a_fault_of_ours_does_not_reach_the_app(
         raise RuntimeError("ours")
 
     cursor = _Replay(_TWO_ROWS).connected(driver).cursor()
-    monkeypatch.setattr(RequestRecorder, "add_operation", fail)
-    monkeypatch.setattr(hooks, "replace_literals_cached", fail)
+    monkeypatch.setattr(hooks, "Operation", fail)
+    monkeypatch.setattr(hooks, "keep_statement", fail)
 
     with _request() as recorder:
         assert cursor.execute("SELECT 1") == 2

@@ -16,6 +16,7 @@ import functools
 import inspect
 import itertools
 import socket
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final, Literal
@@ -24,7 +25,7 @@ from reqpath.record import Operation, Transport
 from reqpath.settings import Settings, Sql
 from reqpath.worker.guard import note_fault
 from reqpath.worker.recorder import COMMIT, CONNECT, FETCH, QUERY, RequestRecorder, current
-from reqpath.worker.sql import MAX_CACHED, bound, keep_statement, replace_literals_cached
+from reqpath.worker.sql import MAX_CACHED, bound, keep_statement
 
 _Method = Callable[..., Any]
 _Kind = Literal["connect", "query", "commit", "rollback", "ping"]
@@ -46,6 +47,8 @@ _MANY_ROWS: Final = 10
 _UNKNOWN_ROWS: Final = (1 << 64) - 1
 #: SERVER_STATUS_NO_BACKSLASH_ESCAPES. Source: MySQL's include/mysql_com.h.
 _NO_BACKSLASH_ESCAPES: Final = 512
+#: How many statements' texts are at hand; with more of them, all are looked up anew.
+_MAX_TEXTS: Final = 1024
 #: Of the strictest first.
 _STRICTNESS: Final[tuple[Sql, ...]] = ("none", "placeholders", "verbatim")
 
@@ -67,6 +70,7 @@ def install(settings: Settings) -> bool:
             _install(connections, cursors, _Policy(settings.sql))
         else:
             policy.sql = min(policy.sql, settings.sql, key=_STRICTNESS.index)
+            policy.texts = {}
     except Exception:
         note_fault("hooking PyMySQL")
         return False
@@ -121,6 +125,8 @@ def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> N
     _replace(unbuffered_cursor, "read_next", _hook_row)
     _replace(unbuffered_cursor, "fetchmany", functools.partial(_hook_reading, reads_rows=True))
     _replace(unbuffered_cursor, "fetchall", functools.partial(_hook_reading, reads_rows=True))
+    # So that reading it from a connection without one raises nothing.
+    setattr(connection, _LINK, None)
     setattr(connection, _POLICY, policy)
 
 
@@ -157,12 +163,14 @@ def _adapt(original: _Method, parameters: tuple[str, ...], hook: Callable[[_Meth
 class _Policy:
     """What the hooks keep, and what they can see in this release of PyMySQL."""
 
-    __slots__ = ("sees_first_byte", "sees_phases", "sql")
+    __slots__ = ("sees_first_byte", "sees_phases", "sql", "texts")
 
     def __init__(self, sql: Sql) -> None:
         self.sql = sql
         self.sees_first_byte = False
         self.sees_phases = False
+        #: What is kept of the statements seen, by what a hook was given; of one setting of `sql`.
+        self.texts: dict[object, str | None] = {}
 
 
 class _Link:
@@ -224,36 +232,47 @@ class _Link:
 def _hook_query(original: _Method, policy: _Policy) -> _Method:
     """Time `Connection.query`, by which all statements go."""
 
+    # The hook that runs many times in a request: the switch and the look-up of the text are written out,
+    # since a call costs as much as what is in it.
     @functools.wraps(original)
     def query(self: Any, sql: Any, unbuffered: Any = False) -> Any:
         recorder = current.get()
         if recorder is None:
             return original(self, sql, unbuffered)
-        link: _Link | None = getattr(self, _LINK, None) or _link_of(self)
-        if link is None or link.state != _IDLE:
+        link: _Link | None = self._reqpath_link or _link_of(self)
+        if link is None or link.state:
             return original(self, sql, unbuffered)
         template = link.statement
-        link.statement = None
         if template is None or policy.sql == "verbatim":
             template = sql
-        if not recorder.is_own_thread():
-            return _run_beside(
-                original, self, (sql, unbuffered), {}, "query", _keep_text(self, policy, template)
-            )
-        previous = _switch(recorder, QUERY)
-        start_ns = recorder.last_ns
+        link.statement = None
+        try:
+            statement = None if self.server_status & _NO_BACKSLASH_ESCAPES else policy.texts.get(template)
+        except Exception:
+            statement = None
+        if statement is None:
+            statement = _keep_text(self, policy, template)
+        if threading.get_ident() != recorder.owner:
+            return _run_beside(original, self, (sql, unbuffered), {}, "query", statement)
+        try:
+            if (exclusive_ns := recorder.exclusive_ns)[QUERY] is None:
+                _know_segments(recorder)
+            previous = recorder.segment
+            start_ns = recorder.monotonic_ns()
+            exclusive_ns[previous] += start_ns - recorder.last_ns
+            recorder.last_ns = start_ns
+            recorder.segment = QUERY
+        except Exception:
+            note_fault("the change of a segment")
+            return original(self, sql, unbuffered)
         link.first_byte_ns = _NOT_YET
         link.state = _WAITING
         try:
             result = original(self, sql, unbuffered)
         except BaseException as error:
-            recorder.switch(previous)
-            link.state = _IDLE
-            _keep(link, recorder, policy, "query", start_ns, _keep_text(self, policy, template), None, error)
+            _end_operation(link, recorder, policy, previous, "query", start_ns, statement, None, error)
             raise
-        recorder.switch(previous)
-        link.state = _IDLE
-        _keep(link, recorder, policy, "query", start_ns, _keep_text(self, policy, template), result)
+        _end_operation(link, recorder, policy, previous, "query", start_ns, statement, result)
         return result
 
     return query
@@ -270,11 +289,11 @@ def _hook_command(
         recorder = current.get()
         if recorder is None:
             return original(self, *args, **kwargs)
-        link = _link_of(self)
-        if link is None or link.state != _IDLE:
+        link: _Link | None = self._reqpath_link or _link_of(self)
+        if link is None or link.state:
             return original(self, *args, **kwargs)
         shown = None if policy.sql == "none" else statement
-        if not recorder.is_own_thread():
+        if threading.get_ident() != recorder.owner:
             return _run_beside(original, self, args, kwargs, kind, shown)
         previous = _switch(recorder, segment)
         start_ns = recorder.last_ns
@@ -283,45 +302,50 @@ def _hook_command(
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            recorder.switch(previous)
-            link.state = _IDLE
-            _keep(link, recorder, policy, kind, start_ns, shown, None, error)
+            _end_operation(link, recorder, policy, previous, kind, start_ns, shown, None, error)
             raise
-        recorder.switch(previous)
-        link.state = _IDLE
         if selects_database:
             link.namespace = _text_of(args[0] if args else kwargs.get("db"))
-        _keep(link, recorder, policy, kind, start_ns, shown, None)
+        _end_operation(link, recorder, policy, previous, kind, start_ns, shown, None)
         return result
 
     return command
 
 
-def _keep(  # noqa: PLR0917 - keywords would double the price of the call
+def _end_operation(  # noqa: PLR0917 - keywords would double the price of the call
     link: _Link,
     recorder: RequestRecorder,
     policy: _Policy,
+    previous: int,
     kind: _Kind,
     start_ns: int,
     statement: str | None,
     result: object,
     error: BaseException | None = None,
 ) -> None:
-    """Keep the operation that ended at the recorder's latest switch; `result` is what `query` returned."""
+    """Go back to the segment `previous` and keep the operation; `result` is what `query` returned."""
+    segment = recorder.segment
+    recorder.segment = previous
+    link.state = _IDLE
     try:
+        # A switch, as in `query`.
+        end_ns = recorder.monotonic_ns()
+        recorder.exclusive_ns[segment] += end_ns - recorder.last_ns
+        recorder.last_ns = end_ns
         base_ns = recorder.base_ns
-        end_ns = recorder.last_ns
         first_byte_ns: int | None = link.first_byte_ns
-        fetch_ns = None
-        if not policy.sees_first_byte or first_byte_ns == _ASKED_FOR_FILE:
+        fetch_ns: int | None = None
+        if first_byte_ns > _NOT_YET:  # type: ignore[operator]  # None from here on
+            fetch_ns = end_ns - first_byte_ns  # type: ignore[operator]
+            first_byte_ns -= base_ns  # type: ignore[operator]
+        elif first_byte_ns == _ASKED_FOR_FILE or not policy.sees_first_byte:
             first_byte_ns = None
-        elif first_byte_ns == _NOT_YET:
+        elif error is None or _is_from_server(error):
             # A reply without rows is one packet, and so is the server's error: reading it is no fetching.
-            first_byte_ns = end_ns - base_ns if error is None or _is_from_server(error) else None
-            fetch_ns = 0
+            first_byte_ns = end_ns - base_ns
+            fetch_ns = 0 if kind == "query" else None
         else:
-            fetch_ns = end_ns - link.first_byte_ns
-            first_byte_ns = link.first_byte_ns - base_ns
+            first_byte_ns = None
         operation = Operation(
             kind,
             start_ns - base_ns,
@@ -339,13 +363,17 @@ def _keep(  # noqa: PLR0917 - keywords would double the price of the call
             False,
             [],
             link.number,
-            fetch_ns if kind == "query" and first_byte_ns is not None else None,
+            fetch_ns,
         )
         link.batch_size = None
         link.rows = 0
         link.operation = operation
         link.request_ns = base_ns
-        recorder.add_operation(operation)
+        operations = recorder.record.operations
+        if len(operations) < recorder.max_operations:
+            operations.append(operation)
+        else:
+            recorder.record.dropped_operations += 1
     except Exception:
         note_fault("recording a database operation")
 
@@ -413,10 +441,16 @@ def _hook_first_packet(original: _Method) -> _Method:
     def first_packet(self: Any) -> Any:
         recorder = current.get()
         if recorder is not None:
-            link: _Link | None = getattr(self.connection, _LINK, None)
-            if link is not None and link.state == _WAITING and recorder.is_own_thread():
-                recorder.switch(FETCH)
-                link.first_byte_ns = recorder.last_ns
+            try:
+                link: _Link | None = self.connection._reqpath_link
+                if link is not None and link.state == _WAITING and threading.get_ident() == recorder.owner:
+                    # A switch, as in `query`.
+                    link.first_byte_ns = now_ns = recorder.monotonic_ns()
+                    recorder.exclusive_ns[recorder.segment] += now_ns - recorder.last_ns
+                    recorder.last_ns = now_ns
+                    recorder.segment = FETCH
+            except Exception:
+                note_fault("the first packet of a reply")
         return original(self)
 
     return first_packet
@@ -552,9 +586,9 @@ def _hook_execute(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def execute(self: Any, query: Any, args: Any = None) -> Any:
-        if current.get() is None:
+        if current.get() is None or (connection := self.connection) is None:
             return original(self, query, args)
-        link: _Link | None = getattr(self.connection, _LINK, None) or _link_of(self.connection)
+        link: _Link | None = connection._reqpath_link or _link_of(connection)
         if link is None:
             return original(self, query, args)
         link.statement = query
@@ -741,11 +775,14 @@ def _hook_handshake_end(original: _Method) -> _Method:
 
 def _switch(recorder: RequestRecorder, segment: int) -> int:
     """Enter `segment`, which a plain WSGI app's record may not know yet; return the one before."""
-    exclusive_ns: list[int | None] = recorder.record.exclusive_ns
-    if exclusive_ns[segment] is None:
-        for known in (CONNECT, QUERY, FETCH, COMMIT):
-            exclusive_ns[known] = exclusive_ns[known] or 0
+    if recorder.exclusive_ns[segment] is None:
+        _know_segments(recorder)
     return recorder.switch(segment)
+
+
+def _know_segments(recorder: RequestRecorder) -> None:
+    for segment in (CONNECT, QUERY, FETCH, COMMIT):
+        recorder.exclusive_ns[segment] = recorder.exclusive_ns[segment] or 0
 
 
 def _link_of(connection: Any) -> _Link | None:
@@ -786,19 +823,23 @@ def _text_of(value: object) -> str | None:
 
 
 def _keep_text(connection: Any, policy: _Policy, sql: object) -> str | None:
-    """Return what is kept of a statement; never raises."""
+    """Return what is kept of a statement, and remember it for the next time; never raises."""
     try:
+        texts = policy.texts
         if policy.sql == "none":
             return None
         backslash_escapes = not getattr(connection, "server_status", 0) & _NO_BACKSLASH_ESCAPES
-        if policy.sql == "placeholders" and backslash_escapes and type(sql) is str and len(sql) <= MAX_CACHED:
-            return replace_literals_cached(sql)
-        return keep_statement(
+        text = keep_statement(
             sql,
             verbatim=policy.sql == "verbatim",
             encoding=connection.encoding,
             backslash_escapes=backslash_escapes,
         )
+        if backslash_escapes and type(sql) is str and len(sql) <= MAX_CACHED:
+            if len(texts) >= _MAX_TEXTS:
+                texts.clear()
+            texts[sql] = text
+        return text
     except Exception:
         note_fault("reading a statement")
         return None
