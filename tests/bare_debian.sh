@@ -31,6 +31,8 @@ fi
 
 tree=$2
 shift 2
+# A chroot that is no mount point has none to unshare, as making the MySQL server does.
+mount --bind "$tree" "$tree"
 mount -t proc proc "$tree/proc"
 mount -t tmpfs tmpfs "$tree/dev"
 for device in null zero full random urandom tty; do
