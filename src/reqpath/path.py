@@ -5,8 +5,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
 from reqpath.tiers import Timing, measure
+
+#: Source: RFC 9110 and RFC 5789, as OpenTelemetry's HTTP semantic conventions list them.
+_METHODS: Final = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE", "QUERY")
+)
 
 
 class RequestPath:
@@ -58,15 +65,15 @@ class RequestPath:
     def route(self) -> str:
         """Method and route, `GET /items/<int:id>`; `GET (no route)` where no rule matched.
 
-        Never the path itself: an unbounded number of paths must not become an unbounded number of routes.
+        Never the path itself, nor a method that a client made up: what is unbounded must not become an
+        unbounded number of routes. Source of `_OTHER`: OpenTelemetry's HTTP semantic conventions.
         """
-        if self.worker is None:
-            return (
-                f"{self._line.method or '-'} (nginx alone)"
-                if not self._line.attempts
-                else (f"{self._line.method or '-'} (no worker record)")
-            )
-        return f"{self.worker.method} {self.worker.route or '(no route)'}"
+        method = self.method
+        if method not in _METHODS:
+            method = "_OTHER"
+        if self.worker is not None:
+            return f"{method} {self.worker.route or '(no route)'}"
+        return f"{method} (no worker record)" if self._line.attempts else f"{method} (nginx alone)"
 
     @property
     def status(self) -> int | None:

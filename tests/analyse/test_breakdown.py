@@ -199,12 +199,17 @@ def test_an_unbuffered_query_does_not_count_what_the_app_did_between_its_fetches
     assert build_breakdown([path]).statements[0].total_ns == 1_500_000
 
 
-def test_methods_and_routes_without_number_are_bounded() -> None:
+def test_routes_without_number_are_bounded() -> None:
     builder = BreakdownBuilder()
-    builder.extend(make_path(method=f"M{number}", number=number) for number in range(MAX_ROUTES + 50))
+    builder.extend(make_path(route=f"/{number}", number=number) for number in range(MAX_ROUTES + 50))
     breakdown = builder.build()
     assert len(breakdown.routes) == MAX_ROUTES + 1
     assert {group.route: group.requests for group in breakdown.routes}[OTHERS] == 50
+
+
+def test_methods_that_a_client_made_up_are_one() -> None:
+    breakdown = build_breakdown(make_path(method=f"M{number}", number=number) for number in range(3))
+    assert [(group.route, group.requests) for group in breakdown.routes] == [("_OTHER /items/<int:id>", 3)]
 
 
 def test_a_breakdown_can_be_built_on_the_way() -> None:

@@ -247,7 +247,7 @@ class Breakdown:
     first_ns: int | None
     last_ns: int | None
     workers: tuple[WorkerFigures, ...]
-    #: Requests by the transport of nginx → uWSGI, operations by that of the app → MySQL; None: unknown.
+    #: Recorded requests by the transport of nginx → uWSGI, operations by that of app → MySQL; None: unknown.
     hop_transports: dict[str | None, int]
     database_transports: dict[str | None, int]
     #: The one with the most time first.
@@ -465,7 +465,9 @@ class BreakdownBuilder:
             first_ns=self._first_ns if self._count else None,
             last_ns=self._last_ns if self._count else None,
             workers=self._build_workers(busy),
-            hop_transports=_count(marks, lambda mark: mark.transport if mark.has_worker else None),
+            hop_transports=_count(
+                [(mark, count) for mark, count in marks if mark.has_worker], lambda mark: mark.transport
+            ),
             database_transports=self._operations.transports(),
             statements=self._operations.build(),
             slowest=self._build_slowest(),
