@@ -342,7 +342,7 @@ def test_a_worker_that_is_recycled_after_max_requests_loses_nothing(threads: int
     ) as server:
         traffic = Traffic(server)
         with traffic.flowing():
-            traffic.wait_for(lambda: len(traffic.pids) >= 6)
+            traffic.wait_for(lambda: len(traffic.pids) >= 4)
         assert server.stop() == 0
     check_records(traffic)
     check_gone(traffic.pids)
@@ -467,7 +467,7 @@ def test_a_stop_in_the_middle_of_traffic_loses_no_more_than_what_is_in_flight(
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_killed_worker_loses_no_more_than_what_it_was_serving(threads: int, tmp_path: Path) -> None:
-    kills = 3
+    kills = 2
     with serve(tmp_path, *_MASTER, "processes = 2", f"threads = {threads}") as server:
         traffic = Traffic(server)
         with traffic.flowing():
@@ -667,8 +667,6 @@ def test_thousands_of_requests_through_reloads_and_deaths_lose_no_more_than_what
         "processes = 2",
         "threads = 2",
         "lazy-apps = true",
-        "max-requests = 1500",
-        "min-worker-lifetime = 0",
         "master-fifo = %d/fifo",
     ) as server:
         traffic = Traffic(server)
