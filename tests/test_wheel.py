@@ -178,9 +178,10 @@ class Site:
         listen = f"udp:127.0.0.1:{self.collector_port}"
         (self.app / "wsgi.py").write_text(WSGI + CODE_LINES)
         check_run(self.environment.bin / "flask", "--app", "flaskr", "init-db", cwd=self.app)
+        where = ("--listen", listen, "--spool", self.spool, "--write", self.directory / "uwsgi")
         ini = f"[uwsgi]\nsocket = {self.socket}\nchdir = {self.app}\nmodule = wsgi:app\nprocesses = 2\n"
-        ini += self.reqpath("config", "uwsgi", "--spool", self.spool, "--listen", listen)
-        (self.directory / "uwsgi.ini").write_text(ini + "die-on-term = true\n")
+        ini += "die-on-term = true\n" + self.reqpath("config", "uwsgi", *where)
+        (self.directory / "uwsgi.ini").write_text(ini)
         printed = self.reqpath("config", "nginx", "--listen", listen, "--write", self.directory / "nginx")
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = "".join(f"{kind}_temp_path {self.directory}/{kind};\n" for kind in kinds)

@@ -25,6 +25,7 @@ HTTP_HIRES: Final = "reqpath-http-hires.conf"
 SERVER_HIRES: Final = "reqpath-server-hires.conf"
 LOCATION: Final = "reqpath-location.conf"
 PROXY: Final = "reqpath-proxy.conf"
+UWSGI: Final = "reqpath.ini"
 
 #: `sun_path` of Linux, less its final zero. Source: unix(7).
 MAX_SOCKET_PATH_BYTES: Final = 107
@@ -240,6 +241,15 @@ def _mule_lines(lazy_apps: bool) -> list[str]:
     path = str(Path(__file__).resolve().parent / "collect" / "mule.py")
     _check_ini_value(path)
     return ["# As a file, since with lazy-apps a mule's function crashes in uWSGI.", f"mule = {path}"]
+
+
+def render_uwsgi_include(written_to: Path) -> str:
+    """Return the line for uWSGI's ini that includes the file in that directory.
+
+    Raises: ConfigurationError for a path that an ini can't hold.
+    """
+    _check_ini_value(str(written_to))
+    return f"ini = {written_to / UWSGI}\n"
 
 
 def _check_ini_value(text: str) -> None:

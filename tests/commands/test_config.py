@@ -91,3 +91,10 @@ def test_nginx_takes_it(listen: str, hires: bool, proxy: bool, write: bool, tmp_
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_uwsgi_writes_its_file_where_the_printed_line_looks(tmp_path: Path) -> None:
+    directory = tmp_path / "made"
+    printed = _run("uwsgi", "--spool", "/var/spool/shop", "--write", str(directory))
+    assert printed == f"ini = {directory}/reqpath.ini\n"
+    assert (directory / "reqpath.ini").read_text() == render_uwsgi(spool="/var/spool/shop")

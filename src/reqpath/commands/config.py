@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from reqpath.configuration import NginxChoices, build_nginx_files, render_nginx, render_uwsgi
+from reqpath.configuration import (
+    UWSGI,
+    NginxChoices,
+    build_nginx_files,
+    render_nginx,
+    render_uwsgi,
+    render_uwsgi_include,
+)
 from reqpath.errors import ConfigurationError
 from reqpath.settings import Settings
 
@@ -29,6 +36,15 @@ _listen = click.option(
 )
 
 
+_write = click.option(
+    "--write",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the files there, and print only the lines that include them.",
+)
+
+
 @command.command(
     epilog="""\b
 Examples:
@@ -46,13 +62,7 @@ Examples:
     multiple=True,
     help="Clients whose trace is continued, a gateway of yours say; anybody else's starts anew.",
 )
-@click.option(
-    "--write",
-    "directory",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Write the files there, and print only the lines that include them.",
-)
+@_write
 def nginx(
     listen: str | None, hires: bool, proxy: bool, trusted: tuple[str, ...], directory: Path | None
 ) -> None:
@@ -64,14 +74,7 @@ def nginx(
         click.echo(render_nginx(choices), nl=False)
         return
     directory = directory.absolute()
-    files = build_nginx_files(choices)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (directory / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"can't write to {directory}: {error.strerror}") from error
-    click.echo(f"reqpath: wrote {', '.join(files)} to {directory}", err=True)
+    _write_files(directory, build_nginx_files(choices))
     click.echo(render_nginx(choices, directory), nl=False)
 
 
@@ -80,6 +83,7 @@ def nginx(
 Examples:
   reqpath config uwsgi
   reqpath config uwsgi --spool /var/spool/shop --listen unix:/run/shop/reqpath.sock
+  reqpath config uwsgi --write /etc/reqpath
 """
 )
 @_listen
@@ -88,10 +92,28 @@ Examples:
 )
 @click.option("--mule/--no-mule", default=True, help="Run the collector under uWSGI's master. [default: yes]")
 @click.option("--lazy-apps", is_flag=True, help="Your ini has `lazy-apps = true`.")
-def uwsgi(listen: str | None, spool: str | None, mule: bool, lazy_apps: bool) -> None:
+@_write
+def uwsgi(listen: str | None, spool: str | None, mule: bool, lazy_apps: bool, directory: Path | None) -> None:
     """Print the lines for uWSGI's ini."""
     settings = Settings.from_environment()
     text = render_uwsgi(
         listen=listen or settings.listen, spool=spool or settings.spool, mule=mule, lazy_apps=lazy_apps
     )
-    click.echo(text, nl=False)
+    if directory is None:
+        click.echo(text, nl=False)
+        return
+    directory = directory.absolute()
+    include = render_uwsgi_include(directory)
+    _write_files(directory, {UWSGI: text})
+    click.echo(include, nl=False)
+
+
+def _write_files(directory: Path, files: dict[str, str]) -> None:
+    """Write each file's text into a directory, made if need be. Raises: ConfigurationError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"can't write to {directory}: {error.strerror}") from error
+    click.echo(f"reqpath: wrote {', '.join(files)} to {directory}", err=True)
