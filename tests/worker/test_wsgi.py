@@ -891,6 +891,7 @@ def test_whatever_breaks_inside_the_response_is_what_it_was(
         raise Failure("broken on purpose")
 
     middleware = RequestMiddleware(respond, spool=spool)
+    monkeypatch.setattr("reqpath.worker.wsgi.RUN_QUEUE_EVERY", 1)
     monkeypatch.setattr(broken, fail)
     outside = otel_context.get_current()
     with caplog.at_level(logging.ERROR, "reqpath"):

@@ -62,6 +62,8 @@ class RequestRecorder(msgspec.Struct, eq=False):
     in_memory: object = None
     #: What the app wants called when such a body is closed.
     on_close: Sequence[object] = ()
+    #: Flask's context of the request, from its making until the route is read from it.
+    flask_context: Any = None
     #: OpenTelemetry's context with the request's span; None where that failed.
     span_context: Context | None = None
     #: What to put back at the end of the step.
@@ -91,7 +93,7 @@ class RequestRecorder(msgspec.Struct, eq=False):
 
         In it this recorder and the request's span are current; between steps nothing is: the server sends.
         """
-        if segment != self.segment:
+        if self.segment != segment:
             self.switch(segment)
         self.token = current.set(self)
         if self.span_context is not None:

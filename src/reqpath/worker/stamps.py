@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
@@ -25,13 +27,16 @@ if TYPE_CHECKING:
 MAX_AGE_NS: Final = 24 * 3600 * 1_000_000_000
 #: Clocks of two hosts may differ a little; `tiers.measure` says what to make of it. More is not believed.
 MAX_FUTURE_NS: Final = 5 * 1_000_000_000
+_MAX_AGE_US: Final = MAX_AGE_NS // 1_000
+_MAX_FUTURE_US: Final = MAX_FUTURE_NS // 1_000
 
 _PARAMS: Final = ("REQPATH_TRACEPARENT", "REQPATH_START", "REQPATH_PASS", "REQPATH_ACCEPT", "REQPATH_PARSED")
 #: Their usual values, start and pass with microseconds.
 _USUAL: Final = re.compile(
-    r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01] \d{10}\.\d{6} \d{10}\.\d{6} \d{16} \d{16}",
+    r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01],[1-9]\d{9}\.\d{6},[1-9]\d{9}\.\d{6},[1-9]\d{15},[1-9]\d{15}",
     re.ASCII,
 )
+_decode_numbers: Final = msgspec.json.Decoder(list[int]).decode
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
@@ -65,25 +70,22 @@ def read_stamps(environ: WSGIEnvironment, now_ns: int, *, trusted_proxy: bool) -
     # All five at once, by position, as the recommended configuration sends them; nothing is done in bytecode
     # that C can do. This runs for every request.
     try:
-        text = " ".join(map(environ.get, _PARAMS))  # type: ignore[arg-type]  # a None raises
+        text = ",".join(map(environ.get, _PARAMS))  # type: ignore[arg-type]  # a None raises
         if _USUAL.fullmatch(text) is not None:
-            start_ns = int(text[56:66] + text[67:73]) * 1_000
-            pass_ns = int(text[74:84] + text[85:91]) * 1_000
-            accept_ns = int(text[92:108]) * 1_000
-            parsed_ns = int(text[109:]) * 1_000
-            if (
-                min(start_ns, pass_ns, accept_ns, parsed_ns) >= now_ns - MAX_AGE_NS
-                and max(start_ns, pass_ns, accept_ns, parsed_ns) <= now_ns + MAX_FUTURE_NS
-            ):
+            # Without its dot a stamp is µs; a decoder reads four numbers in the time that `int` takes for one.
+            stamps_us = _decode_numbers(f"[{text[56:].replace('.', '')}]")
+            now_us = now_ns // 1_000
+            if min(stamps_us) >= now_us - _MAX_AGE_US and max(stamps_us) <= now_us + _MAX_FUTURE_US:
+                start_us, pass_us, accept_us, parsed_us = stamps_us
                 return (  # type: ignore[return-value]  # a Stamps takes four times as long to make
                     text[3:35],
                     text[36:52],
                     text[54] == "1",
-                    start_ns,
-                    pass_ns,
+                    start_us * 1_000,
+                    pass_us * 1_000,
                     1_000,
-                    accept_ns,
-                    parsed_ns,
+                    accept_us * 1_000,
+                    parsed_us * 1_000,
                     _NONE,
                 )
     except TypeError:

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 import reqpath
 from reqpath.clock import SYSTEM, Clock
 from reqpath.record import FORMAT_VERSION, WorkerRecord, WriterInfo, encode
@@ -21,7 +23,7 @@ from reqpath.spool import SpoolWriter
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
-from reqpath.worker.lens import RunQueueClock
+from reqpath.worker.lens import RUN_QUEUE_EVERY, RunQueueClock
 from reqpath.worker.recorder import RequestRecorder, build_recorder
 from reqpath.worker.span import RequestSpan, build_span_context
 from reqpath.worker.stamps import is_digits, read_stamps
@@ -35,7 +37,6 @@ ENVIRON_KEY: Final = "reqpath.recorder"
 _MAX_PATH: Final = 1024
 #: An app can put megabytes on its span; a record of more than this goes without.
 _MAX_RECORD_BYTES: Final = 1 << 20
-_NOTHING_YET: Final[list[int | None]] = [0] * len(WORKER_SEGMENTS)
 _FLASK_SEGMENTS: Final = (segments.MIDDLEWARE, segments.FRAMEWORK, segments.VIEW, segments.TEMPLATE)
 
 
@@ -73,10 +74,14 @@ class RequestMiddleware:
         self._thread_cpu_ns = clock.thread_cpu_ns
         self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
         self._body_segment = segments.VIEW if flask else segments.APP
+        #: `exclusive_ns` of a request that begins. Nothing inside Flask is another kind of app.
+        self._nothing_yet: list[int | None] = [0] * len(WORKER_SEGMENTS)
+        if flask:
+            self._nothing_yet[segments.APP] = None
         self._unmeasured = [
             i
             for i, name in enumerate(WORKER_SEGMENTS)
-            if name.startswith(("mysql.", "wsgi." if flask else "flask."))
+            if name.startswith("mysql." if flask else ("mysql.", "flask."))
         ]
         self._facts = ServerFacts()
         self._facts_pid = 0
@@ -129,6 +134,7 @@ class RequestMiddleware:
         if recorder.finished:
             return
         recorder.finished = True
+        recorder.flask_context = None
         try:
             record = recorder.record
             for segment in self._unmeasured:
@@ -139,8 +145,9 @@ class RequestMiddleware:
                     record.exclusive_ns[segment] = None
             if closed:
                 record.closed_offset_ns = recorder.last_ns - recorder.base_ns
-            if recorder.cpu_start_ns is not None and recorder.is_own_thread():
-                record.cpu_ns = self._thread_cpu_ns() - recorder.cpu_start_ns
+            cpu_start_ns = recorder.cpu_start_ns
+            if cpu_start_ns is not None and threading.get_ident() == recorder.owner:
+                record.cpu_ns = self._thread_cpu_ns() - cpu_start_ns
                 if recorder.run_queue_start_ns is not None and self._run_queue is not None:
                     run_queue_ns = self._run_queue.read_ns()
                     if run_queue_ns is not None:
@@ -166,9 +173,10 @@ class RequestMiddleware:
             # PEP 3333: bytes travel as latin-1.
             path = path.encode("latin-1", "replace").decode("utf-8", "replace")
         stamps = read_stamps(environ, wall_ns, trusted_proxy=self._trusted_proxy)
+        bits = self._random_bits(64)
         record = WorkerRecord(
             stamps[0] or f"{self._random_bits(128):032x}",
-            "%016x" % self._random_bits(64),  # noqa: UP031 - a quarter faster than an f-string here
+            "%016x" % bits,  # noqa: UP031 - a quarter faster than an f-string here
             stamps[1],
             stamps[2],
             0,
@@ -178,7 +186,7 @@ class RequestMiddleware:
             None,
             wall_ns,
             None,
-            _NOTHING_YET.copy(),
+            self._nothing_yet.copy(),
             *stamps[3:8],
             transport=facts.transport,
             host=read("HTTP_HOST"),
@@ -202,13 +210,16 @@ class RequestMiddleware:
         except Exception:
             note_fault("OpenTelemetry's context")
         if self._run_queue is not None:
-            recorder.run_queue_start_ns = self._run_queue.read_ns()
+            if not bits % RUN_QUEUE_EVERY:
+                recorder.run_queue_start_ns = self._run_queue.read_ns()
             recorder.cpu_start_ns = self._thread_cpu_ns()
         return recorder
 
     def _watch_body(
         self, recorder: RequestRecorder, environ: WSGIEnvironment, result: Iterable[bytes]
     ) -> Iterable[bytes]:
+        if recorder.in_memory is self and not isinstance(result, (list, tuple)):
+            return _MemoryBody(self, recorder, result, self._body_segment)
         wrapper = environ.get("wsgi.file_wrapper")
         is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
         # uWSGI sends a file by sendfile only when it gets back the very object, and takes bytes as a whole.
@@ -220,8 +231,6 @@ class RequestMiddleware:
         if isinstance(result, (list, tuple)):
             recorder.record.response_bytes = sum(map(len, result))
             return _SizedBody(self, recorder, result, self._body_segment)
-        if recorder.in_memory is self:
-            return _MemoryBody(self, recorder, result, self._body_segment)
         if hasattr(result, "__len__"):
             return _SizedStreamedBody(self, recorder, result, self._body_segment)
         return _StreamedBody(self, recorder, result, self._body_segment)
@@ -261,22 +270,17 @@ class RequestMiddleware:
         )
 
 
-class _Body:
-    """The response's iterable; its `close` ends the record. The server iterates the app's own iterator."""
+class _Body(msgspec.Struct, eq=False):
+    """The response's iterable; its `close` ends the record. The server iterates the app's own iterator.
 
-    __slots__ = ("_finish", "_iterable", "_recorder", "_segment")
+    A struct because its construction then runs no bytecode.
+    """
 
-    def __init__(
-        self,
-        middleware: RequestMiddleware,
-        recorder: RequestRecorder,
-        iterable: Iterable[bytes],
-        segment: int,
-    ) -> None:
-        self._finish = middleware.finish
-        self._recorder = recorder
-        self._iterable = iterable
-        self._segment = segment
+    _middleware: RequestMiddleware
+    _recorder: RequestRecorder
+    _iterable: Iterable[bytes]
+    #: Which the app's code in it is in.
+    _segment: int
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._iterable)
@@ -290,7 +294,7 @@ class _Body:
         close = getattr(self._iterable, "close", None)
         if close is None:
             self._recorder.switch(segments.SEND)
-            self._finish(self._recorder, closed=True)
+            self._middleware.finish(self._recorder, closed=True)
             return
         self._recorder.enter(self._segment)
         self._recorder.record.closing_offset_ns = self._recorder.last_ns - self._recorder.base_ns
@@ -301,19 +305,17 @@ class _Body:
             raise
         finally:
             self._recorder.leave()
-            self._finish(self._recorder, closed=True)
+            self._middleware.finish(self._recorder, closed=True)
 
     def __del__(self) -> None:
         # A server that never closes the body is at fault, but its request did happen.
         if not self._recorder.finished:
             self._recorder.switch(segments.SEND)
-            self._finish(self._recorder, closed=False)
+            self._middleware.finish(self._recorder, closed=False)
 
 
 class _MemoryBody(_Body):
     """A Flask response in memory: when nothing is to be called at its close, no code of the app is."""
-
-    __slots__ = ()
 
     def close(self) -> None:
         """Close the application's iterable, then end the record."""
@@ -326,13 +328,11 @@ class _MemoryBody(_Body):
         try:
             close()
         finally:
-            self._finish(recorder, closed=True)
+            self._middleware.finish(recorder, closed=True)
 
 
 class _SizedBody(_Body):
     """A list or tuple, from whose length a server may derive `Content-Length`."""
-
-    __slots__ = ()
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
@@ -341,17 +341,7 @@ class _SizedBody(_Body):
 class _StreamedBody(_Body):
     """A body that the app makes while it is sent: each step is the app's time, between them the server's."""
 
-    __slots__ = ("_next",)
-
-    def __init__(
-        self,
-        middleware: RequestMiddleware,
-        recorder: RequestRecorder,
-        iterable: Iterable[bytes],
-        segment: int,
-    ) -> None:
-        super().__init__(middleware, recorder, iterable, segment)
-        self._next: Callable[[], bytes] | None = None
+    _next: Callable[[], bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -376,8 +366,6 @@ class _StreamedBody(_Body):
 
 class _SizedStreamedBody(_StreamedBody):
     """A streamed body with a length."""
-
-    __slots__ = ()
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
