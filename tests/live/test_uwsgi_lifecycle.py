@@ -657,6 +657,12 @@ def test_a_child_that_the_app_forks_writes_records_of_its_own(tmp_path: Path) ->
     assert [record.path for info, record in found if info.pid != who["pid"]] == ["/r/3"]
 
 
+def _is_settled(log: str) -> bool:
+    """Tell whether no worker is being loaded: one that is takes a stop for the master's and is not stopped."""
+    reloads, complete = log.count("chain reload starting"), log.count("chain reloading complete")
+    return reloads == complete and log.count("spawned uWSGI worker ") == log.count("WSGI app 0 ")
+
+
 def test_thousands_of_requests_through_reloads_and_deaths_lose_no_more_than_what_is_in_flight(
     tmp_path: Path,
 ) -> None:
@@ -679,6 +685,7 @@ def test_thousands_of_requests_through_reloads_and_deaths_lose_no_more_than_what
                     kills += 1
                     victim = max(traffic.pids, key=_started)
                     traffic.wait_for_new_pids(1, functools.partial(os.kill, victim, signal.SIGKILL))
+        traffic.wait_for(lambda: _is_settled(server.log()))
         assert server.stop() == 0
     found = check_records(traffic, lost_at_most=kills * 2)
     assert len(found) >= 6000 - kills * 2
