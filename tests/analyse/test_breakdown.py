@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqpath.analyse.breakdown import (
-    MAX_ROUTES,
-    OTHERS,
-    Breakdown,
-    BreakdownBuilder,
-    SegmentFigures,
-    build_breakdown,
-)
+from reqpath.analyse.breakdown import MAX_ROUTES, BreakdownBuilder, build_breakdown
+from reqpath.analyse.figures import Breakdown, SegmentFigures
+from reqpath.analyse.operations import OTHERS
 from reqpath.path import RequestPath
 from reqpath.record import Operation
 from reqpath.spool import SpoolLosses

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from reqpath.analyse.breakdown import Breakdown, build_breakdown
+from reqpath.analyse.breakdown import build_breakdown
+from reqpath.analyse.figures import Breakdown
 from reqpath.path import RequestPath
 from reqpath.record import Operation
 from reqpath.render.palette import PALETTE

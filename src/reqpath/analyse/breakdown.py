@@ -19,261 +19,25 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, Table
+from reqpath.analyse.columns import UNKNOWN, Column, Names, Table
+from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
+from reqpath.analyse.group import GroupBuilder, Mark, count_marks
+from reqpath.analyse.operations import CHUNK, OTHERS, OperationTable
 from reqpath.path import RequestPath
-from reqpath.record import Operation, WorkerRecord, WriterInfo, operation_time_ns
+from reqpath.record import WorkerRecord, WriterInfo
 from reqpath.spool import SpoolLosses
-from reqpath.tiers import INDEX, NAMES, SEGMENTS, STAMPS, WORKER_SEGMENTS
+from reqpath.tiers import NAMES, SEGMENTS, WORKER_SEGMENTS
 
-#: Routes and statements told apart; what comes later is added to one named "(others)". A client can send any
-#: method, and an app can build any statement.
+#: Routes told apart; what comes later is added to one named "(others)": a client can send any method.
 MAX_ROUTES: Final = 2_000
-MAX_STATEMENTS: Final = 5_000
-OTHERS: Final = "(others)"
-
-#: Few enough rows to stay in a core's cache until they are packed.
-_CHUNK: Final = 2_048
-#: nginx gives `$upstream_response_time` in ms even with its perl module.
-_MS: Final = 1_000_000
-_FROM_NGINX: Final = frozenset({"nginx.receive", "nginx.local", "queue", "nginx.send"})
-_FROM_UWSGI: Final = frozenset({"uwsgi.read", "uwsgi.gil"})
-_IN_WORKER: Final = frozenset({*_FROM_UWSGI, *WORKER_SEGMENTS})
+_IN_WORKER: Final = frozenset({"uwsgi.read", "uwsgi.gil", *WORKER_SEGMENTS})
 _CALLS: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit", "uwsgi.send"})
-
-_Indices = npt.NDArray[np.intp]
-
-
-class _Mark(NamedTuple):
-    """What many requests have in common, so that it is counted and not kept for each."""
-
-    route: int
-    status: int | None
-    transport: str | None
-    resolution_ns: int
-    has_worker: bool
-    has_line: bool
-    first_attempt: bool
-    clamped: tuple[str, ...]
-    skewed: tuple[str, ...]
-    missing: tuple[str, ...]
-    abandoned: bool
-
-
-_Marks = list[tuple[_Mark, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """The total time of the requests; percentiles are of the nearest rank, so each is one request's."""
-
-    mean_ns: float
-    p50_ns: int
-    p90_ns: int
-    p99_ns: int
-    max_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Requests whose totals are next to each other."""
-
-    requests: int
-    mean_ns: float
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentFigures:
-    """One segment over many requests."""
-
-    name: str
-    tier: str
-    #: Requests in which it is known; the mean and the percentiles are over these only.
-    known: int
-    mean_ns: float | None
-    p50_ns: int | None
-    p99_ns: int | None
-    #: Of the total time of all requests, also of those in which it is unknown.
-    share: float
-    #: Mean within the slices; None when it is unknown in the whole slice. Where it is unknown in a part of
-    #: the slice, that part's time is in the residual, so that each slice adds up.
-    median_ns: float | None
-    slowest_ns: float | None
-    #: Of the stamps that bound it.
-    resolution_ns: int
-    #: The route with the most of this segment's time within the slowest slice, and its share of that.
-    slowest_route: str | None = None
-    slowest_route_share: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """The total less the known segments. Negative where segments overlap within their stamps' resolution."""
-
-    mean_ns: float
-    #: Signed, so that the segments' shares and this one add up to 1.
-    share: float
-    #: Sum of its magnitudes over the total: what is not attributed, or attributed twice.
-    absolute_share: float
-    median_ns: float
-    slowest_ns: float
-
-
-@dataclass(frozen=True, slots=True)
-class LensFigures:
-    """One part of the worker's time, as means over the requests in which the lens is known."""
-
-    name: str
-    mean_ns: float
-    median_ns: float | None
-    slowest_ns: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lens:
-    """The worker's time, by what the thread was doing."""
-
-    #: Requests in which both the CPU time and the run queue are known; none under greenlets.
-    known: int
-    #: wall; cpu, run queue and blocked, which add up to it; and of blocked, calls and other. A call's wait
-    #: holds CPU time and run queue of its own, so "calls" (the database, sending) is at most that much, and
-    #: "other", in a threaded worker in the main the GIL, at least.
-    parts: tuple[LensFigures, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The requests of one route, or all of them."""
-
-    #: None: all routes.
-    route: str | None
-    requests: int
-    total: Latency
-    median: Slice
-    slowest: Slice
-    #: 1 - `residual.absolute_share`.
-    attributed_share: float
-    #: The median over the requests of each one's own attributed share.
-    attributed_median: float
-    segments: tuple[SegmentFigures, ...]
-    residual: Residual
-    lens: Lens
-    #: Requests by what the client got; None is unknown.
-    statuses: dict[int | None, int]
-    #: Requests by the stamp that is not there.
-    missing_stamps: dict[str, int]
-    #: Requests by the segment whose stamps contradict each other; by the one that was set to 0.
-    skewed: dict[str, int]
-    clamped: dict[str, int]
-    #: nginx or the client gave up before the worker was done.
-    abandoned: int
-    #: Database operations a request, pings excluded.
-    operations_mean: float
-    #: Of the stamps that bound the total, ns: requests.
-    resolutions: dict[int, int]
-
-    @property
-    def errors(self) -> int:
-        """Requests that ended with a status of 500 or more."""
-        return sum(count for status, count in self.statuses.items() if status is not None and status >= 500)
-
-    @property
-    def resolution_ns(self) -> int:
-        """The coarsest resolution of the totals, but for what less than a hundredth of them have."""
-        return _common_resolution(self.resolutions)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFigures:
-    """One worker: a uWSGI worker by its number, else a process."""
-
-    host: str
-    #: uWSGI's number; None outside uWSGI, then `pids` has one.
-    worker: int | None
-    #: The processes that were this worker, one after the other.
-    pids: tuple[int, ...]
-    concurrency: str
-    #: How many requests it can serve at one time.
-    slots: int
-    requests: int
-    #: Time from `accept` to `closed` over the span of the report and the slots.
-    busy_share: float
-
-
-@dataclass(frozen=True, slots=True)
-class StatementFigures:
-    """One statement, or connects, commits and rollbacks."""
-
-    kind: str
-    #: With placeholders; None where it was not kept, and for other kinds than query.
-    statement: str | None
-    count: int
-    total_ns: int
-    mean_ns: float
-    p99_ns: int
-    errors: int
-
-
-@dataclass(frozen=True, slots=True)
-class SlowRequest:
-    """One of the slowest requests."""
-
-    total_ns: int
-    trace_id: str
-    route: str
-    status: int | None
-    #: Wall clock, ns since the epoch.
-    start_ns: int
-    resolution_ns: int
-    #: Its longest segment; "residual" when that is longer.
-    longest: str
-    longest_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Breakdown:
-    """Where the time of many requests went."""
-
-    whole: Group
-    #: The one with the most time first.
-    routes: tuple[Group, ...]
-    #: Wall clock, ns since the epoch: the first request's start, the last one's end. None: no requests.
-    first_ns: int | None
-    last_ns: int | None
-    workers: tuple[WorkerFigures, ...]
-    #: Recorded requests by the transport of nginx → uWSGI, operations by that of app → MySQL; None: unknown.
-    hop_transports: dict[str | None, int]
-    database_transports: dict[str | None, int]
-    #: The one with the most time first.
-    statements: tuple[StatementFigures, ...]
-    slowest: tuple[SlowRequest, ...]
-    #: Requests known from both sides, from the worker alone, from nginx alone.
-    joined: int
-    worker_only: int
-    nginx_only: int
-    #: Requests that nginx took to another worker after a first one had recorded them.
-    retried: int
-    #: Records by the stamp that was there and not believed.
-    rejected_stamps: dict[str, int]
-    #: Operations beyond the limit of a record: in the segments, not in `statements`.
-    dropped_operations: int
-    losses: SpoolLosses
-
-    @property
-    def span_ns(self) -> int:
-        """From the first request's start to the last one's end."""
-        return 0 if self.first_ns is None or self.last_ns is None else self.last_ns - self.first_ns
-
-    @property
-    def rate_per_s(self) -> float | None:
-        """Requests per second over the span; None for less than two requests."""
-        return self.whole.requests / self.span_ns * 1e9 if self.whole.requests > 1 and self.span_ns else None
 
 
 def build_breakdown(
@@ -301,9 +65,9 @@ class BreakdownBuilder:
         self._mark, self._worker = Column(), Column()
         #: By row, ns: the TLS contexts that were built in it. Few requests connect.
         self._tls_contexts: dict[int, int] = {}
-        #: Each `_Mark` as a plain tuple, numbered from 0.
+        #: Each `Mark` as a plain tuple, numbered from 0.
         self._marks: dict[tuple[object, ...], int] = {}
-        self._operations = _OperationTable()
+        self._operations = OperationTable()
         self._rejected: Counter[str] = Counter()
         self._dropped_operations = 0
         self._first_ns = self._last_ns = 0
@@ -385,7 +149,7 @@ class BreakdownBuilder:
             self._count += 1
             if total_ns > self._slowest_limit:
                 self._keep_slow(total_ns, path)
-            if len(rows) >= _CHUNK:
+            if len(rows) >= CHUNK:
                 self._pack()
 
     def build(self, losses: SpoolLosses | None = None) -> Breakdown:
@@ -394,7 +158,7 @@ class BreakdownBuilder:
         total = self._total.read()
         mark_of = self._mark.read()
         counts = np.bincount(mark_of, minlength=len(self._marks)).tolist()
-        marks = [(_Mark._make(mark), count) for mark, count in zip(self._marks, counts, strict=True)]
+        marks = [(Mark._make(mark), count) for mark, count in zip(self._marks, counts, strict=True)]
         route_of = np.array([mark.route for mark, _ in marks], np.int32)[mark_of]
         del mark_of
         by_total = np.argsort(total, kind="stable")
@@ -402,11 +166,11 @@ class BreakdownBuilder:
         ordered_routes = route_of[by_total]
         by_route = by_total[np.argsort(ordered_routes, kind="stable")]
         bounds = np.cumsum(np.bincount(route_of, minlength=len(self._routes.names)))
-        groups = [_GroupBuilder(None, by_total)]
+        groups = [GroupBuilder(None, by_total)]
         start = 0
         for route, end in enumerate(bounds.tolist()):
             if end > start:
-                groups.append(_GroupBuilder(route, by_route[start:end]))
+                groups.append(GroupBuilder(route, by_route[start:end]))
             start = end
         del by_total, ordered_routes, by_route
 
@@ -447,7 +211,7 @@ class BreakdownBuilder:
                 group.take_lens(name, values, lens_known)
 
         names = self._routes.names
-        sides = _count(marks, lambda mark: (mark.has_worker, mark.has_line))
+        sides = count_marks(marks, lambda mark: (mark.has_worker, mark.has_line))
         built = [
             group.build(
                 None if group.route is None else names[group.route],
@@ -465,7 +229,7 @@ class BreakdownBuilder:
             first_ns=self._first_ns if self._count else None,
             last_ns=self._last_ns if self._count else None,
             workers=self._build_workers(busy),
-            hop_transports=_count(
+            hop_transports=count_marks(
                 [(mark, count) for mark, count in marks if mark.has_worker], lambda mark: mark.transport
             ),
             database_transports=self._operations.transports(),
@@ -474,7 +238,7 @@ class BreakdownBuilder:
             joined=sides.get((True, True), 0),
             worker_only=sides.get((True, False), 0),
             nginx_only=sides.get((False, True), 0),
-            retried=_count(marks, lambda mark: mark.first_attempt).get(False, 0),
+            retried=count_marks(marks, lambda mark: mark.first_attempt).get(False, 0),
             rejected_stamps=dict(sorted(self._rejected.items())),
             dropped_operations=self._dropped_operations,
             losses=losses or SpoolLosses(),
@@ -563,283 +327,3 @@ class BreakdownBuilder:
                 )
             )
         return tuple(slowest)
-
-
-class _OperationTable:
-    """Each database operation's time, by statement."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str | None, str | None], int] = {}
-        self._keys: list[tuple[str, str | None, str | None]] = []
-        self._number_of, self._time = Column(), Column()
-        self._pending = 0
-        self._errors: Counter[int] = Counter()
-        self._by_route: dict[int, int] = {}
-
-    def add(self, route: int, operations: list[Operation]) -> int:
-        """Add one request's operations; return the ns that its connects spent on building TLS contexts."""
-        append_number, append_time = self._number_of.append, self._time.append
-        numbers = self._numbers
-        tls_ns = 0
-        count = 0
-        for operation in operations:
-            kind = operation.kind
-            if kind == "ping":
-                continue
-            key = (kind, operation.statement, operation.transport)
-            number = numbers.get(key)
-            if number is None:
-                number = self._number(key)
-            count += 1
-            append_number(number)
-            append_time(operation_time_ns(operation))
-            if operation.error is not None:
-                self._errors[number] += 1
-            if operation.phases:
-                tls_ns += sum(ns for name, ns in operation.phases if name == "tls_context")
-        self._by_route[route] = self._by_route.get(route, 0) + count
-        self._pending += count
-        if self._pending > _CHUNK:
-            self._number_of.pack()
-            self._time.pack()
-            self._pending = 0
-        return tls_ns
-
-    def _number(self, key: tuple[str, str | None, str | None]) -> int:
-        if len(self._keys) >= MAX_STATEMENTS:
-            key = (key[0], OTHERS, key[2])
-            if key in self._numbers:
-                return self._numbers[key]
-        number = self._numbers[key] = len(self._keys)
-        self._keys.append(key)
-        return number
-
-    def count(self, route: int | None) -> int:
-        """How many operations a route had; None: all of them."""
-        return sum(self._by_route.values()) if route is None else self._by_route.get(route, 0)
-
-    def transports(self) -> dict[str | None, int]:
-        counts = np.bincount(self._number_of.read(), minlength=len(self._keys))
-        transports: Counter[str | None] = Counter()
-        for (_, _, transport), count in zip(self._keys, counts.tolist(), strict=True):
-            transports[transport] += count
-        return dict(transports)
-
-    def build(self) -> tuple[StatementFigures, ...]:
-        # One statement over two transports is one statement.
-        merged: dict[tuple[str, str | None], int] = {}
-        numbers = [merged.setdefault(key[:2], len(merged)) for key in self._keys]
-        errors: Counter[int] = Counter()
-        for number, count in self._errors.items():
-            errors[numbers[number]] += count
-        column = np.array(numbers, np.int32)[self._number_of.read()] if numbers else self._number_of.read()
-        order = np.argsort(column, kind="stable")
-        times = self._time.read()[order]
-        figures = []
-        start = 0
-        for number, ((kind, statement), count) in enumerate(
-            zip(merged, np.bincount(column, minlength=len(merged)).tolist(), strict=True)
-        ):
-            part = times[start : start + count]
-            start += count
-            total_ns = int(part.sum(dtype=np.int64))
-            figures.append(
-                StatementFigures(
-                    kind, statement, count, total_ns, total_ns / count, _ranks(part, 0.99)[0], errors[number]
-                )
-            )
-        figures.sort(key=lambda figure: (-figure.total_ns, figure.kind, figure.statement or ""))
-        return tuple(figures)
-
-
-class _GroupBuilder:
-    """The figures of one group of requests, column by column, so that one column is unpacked at a time."""
-
-    def __init__(self, route: int | None, indices: _Indices) -> None:
-        """`indices` are the group's rows, ordered by total."""
-        self.route = route
-        self._indices = indices
-        size = len(indices)
-        self._size = size
-        self._median = slice(math.floor(size * 0.45), math.ceil(size * 0.55))
-        self._slowest = slice(size - math.ceil(size / 100), size)
-        self._segments: list[SegmentFigures] = []
-        self._slow_routes: list[tuple[int, float] | None] = []
-        self._lens: list[LensFigures] = []
-        self._lens_known = 0
-        self._sum_ns = 0
-
-    def take_total(self, total: IntArray) -> None:
-        values = total[self._indices]
-        self._sum_ns = int(values.sum(dtype=np.int64))
-        if self._size:
-            # They are in order.
-            p50, p90, p99 = (int(values[_rank(self._size, q)]) for q in (0.5, 0.9, 0.99))
-            self._total = Latency(self._sum_ns / self._size, p50, p90, p99, int(values[-1]))
-        else:
-            self._total = Latency(0.0, 0, 0, 0, 0)
-        self._median_slice = _slice_of(values[self._median])
-        self._slowest_slice = _slice_of(values[self._slowest])
-
-    def take_residual(self, residual: IntArray, total: IntArray) -> None:
-        values = residual[self._indices]
-        magnitudes = np.abs(values)
-        sum_ns = self._sum_ns or 1
-        self._residual = Residual(
-            _mean(values),
-            int(values.sum(dtype=np.int64)) / sum_ns,
-            int(magnitudes.sum(dtype=np.int64)) / sum_ns,
-            _mean(values[self._median]),
-            _mean(values[self._slowest]),
-        )
-        own = 1 - magnitudes / np.maximum(total[self._indices], 1)
-        self._attributed_median = max(0.0, float(np.median(own))) if self._size else 0.0
-
-    def take_segment(self, i: int, column: IntArray, route_of: IntArray) -> None:
-        values = column[self._indices]
-        known = values[values >= 0]
-        sum_ns = int(known.sum(dtype=np.int64))
-        count = len(known)
-        p50, p99 = _ranks(known, 0.5, 0.99) if count else (None, None)
-        slow = values[self._slowest]
-        slow_route, slow_share = None, 0.0
-        if self.route is None and (slow_sum := int(np.maximum(slow, 0).sum(dtype=np.int64))):
-            sums = np.bincount(route_of[self._indices[self._slowest]], weights=np.maximum(slow, 0))
-            slow_route = int(sums.argmax())
-            slow_share = float(sums[slow_route]) / slow_sum
-        self._slow_routes.append(None if slow_route is None else (slow_route, slow_share))
-        segment = SEGMENTS[i]
-        self._segments.append(
-            SegmentFigures(
-                segment.name,
-                segment.tier,
-                count,
-                sum_ns / count if count else None,
-                p50,
-                p99,
-                sum_ns / (self._sum_ns or 1),
-                _known_mean(values[self._median]),
-                _known_mean(slow),
-                1,
-            )
-        )
-
-    def take_lens(self, name: str, values: IntArray, known: npt.NDArray[np.bool_]) -> None:
-        indices = self._indices
-        mask = known[indices]
-        own = values[indices]
-        self._lens_known = int(mask.sum())
-        median, slowest = (own[part][mask[part]] for part in (self._median, self._slowest))
-        self._lens.append(
-            LensFigures(
-                name,
-                _mean(own[mask]),
-                _mean(median) if len(median) else None,
-                _mean(slowest) if len(slowest) else None,
-            )
-        )
-
-    def build(self, route: str | None, marks: _Marks, operations: int, names: list[str]) -> Group:
-        if self.route is not None:
-            marks = [(mark, count) for mark, count in marks if mark.route == self.route]
-        resolutions = _count(marks, lambda mark: mark.resolution_ns)
-        resolution_ns = _common_resolution(resolutions)
-        segments = []
-        for figures, slow in zip(self._segments, self._slow_routes, strict=True):
-            segments.append(
-                SegmentFigures(
-                    figures.name,
-                    figures.tier,
-                    figures.known,
-                    figures.mean_ns,
-                    figures.p50_ns,
-                    figures.p99_ns,
-                    figures.share,
-                    figures.median_ns,
-                    figures.slowest_ns,
-                    resolution_of(figures.name, resolution_ns),
-                    None if slow is None else names[slow[0]],
-                    0.0 if slow is None else slow[1],
-                )
-            )
-        missing = _count_each(marks, lambda mark: mark.missing)
-        return Group(
-            route=route,
-            requests=self._size,
-            total=self._total,
-            median=self._median_slice,
-            slowest=self._slowest_slice,
-            attributed_share=max(0.0, 1 - self._residual.absolute_share) if self._size else 0.0,
-            attributed_median=self._attributed_median,
-            segments=tuple(segments),
-            residual=self._residual,
-            lens=Lens(self._lens_known, tuple(self._lens)),
-            statuses=dict(
-                sorted(_count(marks, lambda mark: mark.status).items(), key=lambda item: item[0] or 0)
-            ),
-            missing_stamps={stamp: missing[stamp] for stamp in STAMPS if stamp in missing},
-            skewed=_in_order(_count_each(marks, lambda mark: mark.skewed)),
-            clamped=_in_order(_count_each(marks, lambda mark: mark.clamped)),
-            abandoned=_count(marks, lambda mark: mark.abandoned).get(True, 0),
-            operations_mean=operations / self._size if self._size else 0.0,
-            resolutions=dict(sorted(resolutions.items())),
-        )
-
-
-def _rank(size: int, share: float) -> int:
-    """Return the position of the nearest rank, from 0."""
-    return max(0, math.ceil(size * share) - 1)
-
-
-def _ranks(values: IntArray, *shares: float) -> tuple[int, ...]:
-    positions = [_rank(len(values), share) for share in shares]
-    parted = np.partition(values, positions)
-    return tuple(int(parted[position]) for position in positions)
-
-
-def _mean(values: IntArray) -> float:
-    return int(values.sum(dtype=np.int64)) / len(values) if len(values) else 0.0
-
-
-def _known_mean(values: IntArray) -> float | None:
-    """Return the mean over all of `values`, unknown ones as nothing; None when all are unknown."""
-    known = values[values >= 0]
-    return int(known.sum(dtype=np.int64)) / len(values) if len(known) else None
-
-
-def _slice_of(values: IntArray) -> Slice:
-    return Slice(len(values), _mean(values))
-
-
-def resolution_of(segment: str, total_resolution_ns: int) -> int:
-    """Return the resolution of a segment, ns, in a request whose coarsest stamp has `total_resolution_ns`."""
-    if segment in _FROM_NGINX:
-        return max(total_resolution_ns, 1_000)
-    if segment == "nginx.upstream":
-        return _MS
-    return 1_000 if segment in _FROM_UWSGI else 1
-
-
-def _count(marks: _Marks, key: Callable[[_Mark], Any]) -> dict[Any, int]:
-    counts: Counter[Any] = Counter()
-    for mark, count in marks:
-        counts[key(mark)] += count
-    return dict(counts)
-
-
-def _count_each(marks: _Marks, keys: Callable[[_Mark], tuple[str, ...]]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for mark, count in marks:
-        for name in keys(mark):
-            counts[name] += count
-    return dict(counts)
-
-
-def _common_resolution(resolutions: dict[int, int]) -> int:
-    # nginx rounds the time of an upstream to 1 ms: a few failed attempts must not coarsen a whole report.
-    requests = sum(resolutions.values())
-    return max((ns for ns, count in resolutions.items() if count * 100 >= requests), default=1)
-
-
-def _in_order(counts: dict[str, int]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: INDEX.get(item[0], len(INDEX))))

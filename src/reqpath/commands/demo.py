@@ -20,7 +20,7 @@ from reqpath.errors import ConfigurationError, MissingExtraError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reqpath.analyse.breakdown import Breakdown
+    from reqpath.analyse.figures import Breakdown
     from reqpath.bench.database import Kind
     from reqpath.bench.load import Observation
     from reqpath.bench.servers import Deployment

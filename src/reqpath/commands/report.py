@@ -24,7 +24,8 @@ from reqpath.spool import SpoolReader
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reqpath.analyse.breakdown import Breakdown, BreakdownBuilder
+    from reqpath.analyse.breakdown import BreakdownBuilder
+    from reqpath.analyse.figures import Breakdown
 
 _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 #: A worker's record waits as long for nginx's line, when the report is watched.

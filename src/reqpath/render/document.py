@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from reqpath.analyse.breakdown import Breakdown, Group
+from reqpath.analyse.figures import Breakdown, Group
 from reqpath.path import RequestPath
 from reqpath.render.sentence import render_sentence
 from reqpath.tiers import NAMES, STAMPS

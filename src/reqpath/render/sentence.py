@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from reqpath.analyse.breakdown import Breakdown, Group, SegmentFigures
+from reqpath.analyse.figures import Breakdown, Group, SegmentFigures
 from reqpath.render.units import clean, format_count, format_duration, format_share
 from reqpath.tiers import STAMPS
 

@@ -15,8 +15,8 @@ from rich.constrain import Constrain
 from rich.table import Column, Table
 from rich.text import Text
 
-from reqpath.analyse import breakdown as figures
-from reqpath.analyse.breakdown import Breakdown, SegmentFigures
+from reqpath.analyse import figures
+from reqpath.analyse.figures import Breakdown, SegmentFigures
 from reqpath.render.palette import PALETTE
 from reqpath.render.sentence import render_sentence
 from reqpath.render.units import (

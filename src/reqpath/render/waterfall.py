@@ -16,7 +16,7 @@ from rich.constrain import Constrain
 from rich.table import Column, Table
 from rich.text import Text
 
-from reqpath.analyse.breakdown import resolution_of
+from reqpath.analyse.figures import resolution_of
 from reqpath.path import RequestPath
 from reqpath.record import AttributeValue, NginxRecord, Operation, WorkerRecord, operation_time_ns
 from reqpath.render.palette import PALETTE

@@ -1,0 +1,108 @@
+"""The times of database operations, by statement."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import numpy as np
+
+from reqpath.analyse.columns import Column
+from reqpath.analyse.figures import StatementFigures
+from reqpath.analyse.group import _ranks
+from reqpath.record import Operation, operation_time_ns
+
+#: Few enough rows to stay in a core's cache until they are packed.
+CHUNK: Final = 2_048
+#: Statements told apart; what comes later is added to one named "(others)": an app can build any statement.
+MAX_STATEMENTS: Final = 5_000
+OTHERS: Final = "(others)"
+
+
+class OperationTable:
+    """Each database operation's time, by statement."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str | None, str | None], int] = {}
+        self._keys: list[tuple[str, str | None, str | None]] = []
+        self._number_of, self._time = Column(), Column()
+        self._pending = 0
+        self._errors: Counter[int] = Counter()
+        self._by_route: dict[int, int] = {}
+
+    def add(self, route: int, operations: list[Operation]) -> int:
+        """Add one request's operations; return the ns that its connects spent on building TLS contexts."""
+        append_number, append_time = self._number_of.append, self._time.append
+        numbers = self._numbers
+        tls_ns = 0
+        count = 0
+        for operation in operations:
+            kind = operation.kind
+            if kind == "ping":
+                continue
+            key = (kind, operation.statement, operation.transport)
+            number = numbers.get(key)
+            if number is None:
+                number = self._number(key)
+            count += 1
+            append_number(number)
+            append_time(operation_time_ns(operation))
+            if operation.error is not None:
+                self._errors[number] += 1
+            if operation.phases:
+                tls_ns += sum(ns for name, ns in operation.phases if name == "tls_context")
+        self._by_route[route] = self._by_route.get(route, 0) + count
+        self._pending += count
+        if self._pending > CHUNK:
+            self._number_of.pack()
+            self._time.pack()
+            self._pending = 0
+        return tls_ns
+
+    def _number(self, key: tuple[str, str | None, str | None]) -> int:
+        if len(self._keys) >= MAX_STATEMENTS:
+            key = (key[0], OTHERS, key[2])
+            if key in self._numbers:
+                return self._numbers[key]
+        number = self._numbers[key] = len(self._keys)
+        self._keys.append(key)
+        return number
+
+    def count(self, route: int | None) -> int:
+        """How many operations a route had; None: all of them."""
+        return sum(self._by_route.values()) if route is None else self._by_route.get(route, 0)
+
+    def transports(self) -> dict[str | None, int]:
+        """Count the operations by transport; None is unknown."""
+        counts = np.bincount(self._number_of.read(), minlength=len(self._keys))
+        transports: Counter[str | None] = Counter()
+        for (_, _, transport), count in zip(self._keys, counts.tolist(), strict=True):
+            transports[transport] += count
+        return dict(transports)
+
+    def build(self) -> tuple[StatementFigures, ...]:
+        """Build the figures by kind and statement, the one with the most time first."""
+        # One statement over two transports is one statement.
+        merged: dict[tuple[str, str | None], int] = {}
+        numbers = [merged.setdefault(key[:2], len(merged)) for key in self._keys]
+        errors: Counter[int] = Counter()
+        for number, count in self._errors.items():
+            errors[numbers[number]] += count
+        column = np.array(numbers, np.int32)[self._number_of.read()] if numbers else self._number_of.read()
+        order = np.argsort(column, kind="stable")
+        times = self._time.read()[order]
+        figures = []
+        start = 0
+        for number, ((kind, statement), count) in enumerate(
+            zip(merged, np.bincount(column, minlength=len(merged)).tolist(), strict=True)
+        ):
+            part = times[start : start + count]
+            start += count
+            total_ns = int(part.sum(dtype=np.int64))
+            figures.append(
+                StatementFigures(
+                    kind, statement, count, total_ns, total_ns / count, _ranks(part, 0.99)[0], errors[number]
+                )
+            )
+        figures.sort(key=lambda figure: (-figure.total_ns, figure.kind, figure.statement or ""))
+        return tuple(figures)
