@@ -1,14 +1,12 @@
 """The command line: finds a command's module in `commands/` when it is called, so each loads only its own.
 
-Errors that reqpath raises on purpose end the program with one message and exit code 2; a broken pipe is no
-error.
+Errors that reqpath raises on purpose end the program with one message and exit code 2.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
-import os
 import sys
 
 import click
@@ -68,10 +66,6 @@ def main() -> None:
     except ReqPathError as error:
         click.echo(f"reqpath: {error}", err=True)
         sys.exit(2)
-    except BrokenPipeError:
-        # The reader, `head` say, has what it wanted; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 if __name__ == "__main__":
