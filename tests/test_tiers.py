@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reqpath.record import Attempt, NginxRecord, WorkerRecord
-from reqpath.tiers import INDEX, NAMES, SEGMENTS, STAMPS, TIERS, WORKER_SEGMENTS, Timing, measure
+from reqpath.tiers import (
+    INDEX,
+    NAMES,
+    SEGMENTS,
+    STAMPS,
+    TIERS,
+    WORKER_SEGMENTS,
+    Timing,
+    _measure_any,
+    _measure_usual,
+    measure,
+)
 from tests.factories import NOW_NS, make_nginx_record, make_worker_record
 
 US = 1_000
@@ -481,6 +492,35 @@ def test_known_segments_and_the_residual_are_the_total(
             for name in STAMPS[stamp][0]:
                 assert timing.segments[INDEX[name]] is None, "unknown is never zero"
     assert timing.segments[INDEX["nginx.local"]] is None
+
+
+@given(
+    durations=st.lists(st.integers(-2 * US, 5 * MS), min_size=6, max_size=6),
+    exclusive=st.lists(st.none() | _duration, min_size=10, max_size=10),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_short_way_of_the_usual_request_comes_to_the_same(
+    durations: list[int], exclusive: list[int | None]
+) -> None:
+    receive_ns, queue_ns, read_ns, gil_ns, closed_ns, send_ns = durations
+    parsed_ns = NOW_NS - gil_ns
+    accept_ns = parsed_ns - read_ns
+    pass_ns = accept_ns - queue_ns
+    start_ns = pass_ns - receive_ns
+    closed_ns = max(closed_ns, sum(filter(None, exclusive)))
+    worker = make_worker_record(
+        exclusive_ns=exclusive,
+        nginx_start_ns=start_ns,
+        nginx_pass_ns=pass_ns,
+        accept_ns=accept_ns,
+        parsed_ns=parsed_ns,
+        closed_offset_ns=closed_ns,
+    )
+    nginx = make_nginx_record(start_ns=start_ns, end_ns=NOW_NS + closed_ns + send_ns, resolution_ns=US)
+    usual = _measure_usual(worker, nginx)
+    assert (usual is not None) == (min(receive_ns, queue_ns, read_ns, gil_ns, send_ns) >= 0)
+    if usual is not None:
+        assert usual == _measure_any(worker, nginx)
 
 
 @given(nginx=nginx_records())

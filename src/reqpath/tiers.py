@@ -207,7 +207,59 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
         if nginx is None:
             raise ValueError("a path needs a worker's record or nginx's line")
         return _measure_nginx_alone(nginx)
+    return _measure_usual(worker, nginx) or _measure_any(worker, nginx)
 
+
+def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | None:
+    """Split a request whose stamps are all there and in order: each segment is a difference, and none is odd.
+
+    That is nearly every request, and takes half of the time that `_measure_any` does. None for any other.
+    """
+    if nginx is None or len(nginx.attempts) > 1:
+        return None
+    start_ns, pass_ns, accept_ns, parsed_ns = (
+        worker.nginx_start_ns,
+        worker.nginx_pass_ns,
+        worker.accept_ns,
+        worker.parsed_ns,
+    )
+    app_start_ns, closed_offset_ns, end_ns = worker.app_start_ns, worker.closed_offset_ns, nginx.end_ns
+    if (
+        start_ns is None
+        or pass_ns is None
+        or accept_ns is None
+        or parsed_ns is None
+        or closed_offset_ns is None
+    ):
+        return None
+    closed_ns = app_start_ns + closed_offset_ns
+    if not start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= end_ns:
+        return None
+    exclusive_ns = worker.exclusive_ns
+    return Timing(
+        start_ns,
+        end_ns - start_ns,
+        (
+            pass_ns - start_ns,
+            None,
+            0,
+            accept_ns - pass_ns,
+            parsed_ns - accept_ns,
+            app_start_ns - parsed_ns,
+            *exclusive_ns,
+            end_ns - closed_ns,
+        ),
+        closed_offset_ns - sum(filter(None, exclusive_ns)),
+        max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns),
+        (),
+        (),
+        (),
+        False,
+    )
+
+
+def _measure_any(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing:
+    """Split a request whatever its stamps are."""
     clamped: list[str] = []
     skewed: list[str] = []
 
