@@ -1022,6 +1022,19 @@ def test_the_lens_reads_the_threads_cpu(
     assert record.run_queue_ns is None or record.run_queue_ns >= 0
 
 
+def test_the_run_queue_is_read_for_a_share_of_the_requests(
+    wrap: Wrap, spool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reqpath.worker.lens.RunQueueClock.read_ns", lambda clock: 5)
+    server = wrap(hello)
+    for every in (1, 1 << 65):
+        monkeypatch.setattr("reqpath.worker.wsgi.RUN_QUEUE_EVERY", every)
+        server.get()
+    always, never = (record for record in read_records(spool) if isinstance(record, WorkerRecord))
+    assert (always.run_queue_ns, never.run_queue_ns) == (0, None)
+    assert None not in {always.cpu_ns, never.cpu_ns}
+
+
 def test_a_body_sent_by_another_thread_has_no_cpu_time(
     wrap: Wrap, record_of: Callable[[], WorkerRecord]
 ) -> None:

@@ -198,8 +198,8 @@ def describe_exception(error: BaseException) -> tuple[str, str, str]:
 current: ContextVar[RequestRecorder | None] = ContextVar("reqpath_current", default=None)
 
 
-def _context_switches() -> tuple[Callable[[Context], Any], Callable[[Any], None]]:
-    """Return the two functions that put a context in force and put back what was.
+def _context_functions() -> tuple[Callable[[], Context], Callable[[Context], Any], Callable[[Any], None]]:
+    """Return the three functions that get the context in force, put one in force and put back what was.
 
     OpenTelemetry's default runtime context is one context variable; setting that takes a third of the time
     of `attach` and `detach`, which stay the way for any other runtime context. They would also log an error
@@ -207,8 +207,8 @@ def _context_switches() -> tuple[Callable[[Context], Any], Callable[[Any], None]
     """
     variable = getattr(getattr(otel_context, "_RUNTIME_CONTEXT", None), "_current_context", None)
     if isinstance(variable, ContextVar):
-        return variable.set, variable.reset
-    return otel_context.attach, otel_context.detach
+        return variable.get, variable.set, variable.reset
+    return otel_context.get_current, otel_context.attach, otel_context.detach
 
 
-_attach, _detach = _context_switches()
+get_context, _attach, _detach = _context_functions()

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
@@ -25,7 +24,7 @@ from opentelemetry.trace import (
 
 from reqpath.record import AttributeValue, SpanEvent
 from reqpath.worker.guard import note_fault
-from reqpath.worker.recorder import MAX_ATTRIBUTES, MAX_TEXT, RequestRecorder
+from reqpath.worker.recorder import MAX_ATTRIBUTES, MAX_TEXT, RequestRecorder, get_context
 
 
 class RequestSpan(Span):
@@ -149,7 +148,7 @@ class RequestSpan(Span):
 
 def build_span_context(span: Span) -> Context:
     """Return the current context with `span` as its span."""
-    outer = otel_context.get_current()
+    outer = get_context()
     if outer or _SPAN_KEY is None:
         return set_span_in_context(span, outer)
     # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.

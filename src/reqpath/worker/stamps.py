@@ -72,7 +72,7 @@ def read_stamps(environ: WSGIEnvironment, now_ns: int, *, trusted_proxy: bool) -
     try:
         text = ",".join(map(environ.get, _PARAMS))  # type: ignore[arg-type]  # a None raises
         if _USUAL.fullmatch(text) is not None:
-            # Without its dot a stamp is µs; a decoder reads four numbers in the time that `int` takes for one.
+            # Without its dot a stamp is µs; a decoder reads four numbers while `int` reads one.
             stamps_us = _decode_numbers(f"[{text[56:].replace('.', '')}]")
             now_us = now_ns // 1_000
             if min(stamps_us) >= now_us - _MAX_AGE_US and max(stamps_us) <= now_us + _MAX_FUTURE_US:
