@@ -1023,7 +1023,7 @@ def test_the_lens_reads_the_threads_cpu(
 
 
 def test_the_run_queue_is_read_for_a_share_of_the_requests(
-    wrap: Wrap, spool: str, monkeypatch: pytest.MonkeyPatch
+    wrap: Wrap, spool: str, read_records: ReadRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reqpath.worker.lens.RunQueueClock.read_ns", lambda clock: 5)
     server = wrap(hello)
