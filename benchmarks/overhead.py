@@ -3,10 +3,11 @@
 Three uWSGI workers serve the same Flask app behind nginx with the same database: with nothing, with reqpath
 (its lines in nginx and uWSGI included), and with opentelemetry-instrumentation-flask and -pymysql, every
 request recorded and exported in batches by OTLP over HTTP to a sink on this machine. Blocks of requests go
-to them in random order, from wrk over four connections, so that the worker is always busy; a block's figure is
-the CPU time of all threads of the worker, from `/proc/PID/task/*/schedstat`, per request. What is added is the
-difference within a round of blocks, so that a machine that changes its speed changes both. The collector's CPU
-is shown apart::
+to them in random order, from wrk over four connections, so that the worker is always busy. A block's figure
+is the CPU time per request of all threads of the worker, from `/proc/PID/task/*/schedstat`, from the block's
+start to that of its next one, so that what an exporter does later counts too. What is added is the
+difference within a round of blocks, so that a machine that changes its speed changes both. The collector's
+CPU is shown apart::
 
     python benchmarks/overhead.py [--rounds 20] [--seconds 1] [--json]
 """
@@ -41,8 +42,10 @@ from reqpath.bench.topology import App, Topology
 VARIANTS = ("nothing", "reqpath", "opentelemetry")
 ROUTES = ("plain", "queries")
 ROWS = 1000
-#: What the worker still does when the last response is out: its record, its exporter's batch.
+#: What the worker still does when the last response is out, before another one's block begins.
 SETTLE_S = 0.3
+#: An exporter that has no full batch waits so long, and a little.
+EXPORT_S = 6
 #: What the design asks for on the route with two queries.
 TARGET = 0.1
 
@@ -58,7 +61,7 @@ class _Sink(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class has it so
         """Say nothing."""
 
 
@@ -132,26 +135,37 @@ def measure(
         route: {name: [] for name in (*VARIANTS, "collector")} for route in ROUTES
     }
     children = {name: find_children(deployment) for name, deployment in deployments.items()}
+    #: By variant its latest block: route, requests, and the CPU of each process before it.
+    latest: dict[str, tuple[str, int, dict[str, int]]] = {}
+
+    def read(name: str) -> dict[str, int]:
+        return {child: read_cpu_ns(pid) for child, pid in children[name].items()}
+
+    def close_block(name: str) -> None:
+        """Count what the variant's processes have done since its latest block began."""
+        route, requests, before = latest.pop(name)
+        for child, after_ns in read(name).items():
+            kind = name if child == "worker" else "collector"
+            if child == "worker" or name == "reqpath":
+                figures[route][kind].append((after_ns - before[child]) / requests / 1e3)
+
     order = random.Random(7)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=(rounds + 1) * len(ROUTES))
         for round_number in range(rounds + 1):
             for route in ROUTES:
                 for name in order.sample(VARIANTS, len(VARIANTS)):
-                    before = {child: read_cpu_ns(pid) for child, pid in children[name].items()}
+                    if name in latest:
+                        close_block(name)
+                    before = read(name)
                     requests = drive(wrk, f"{deployments[name].url}/{route}/7", seconds)
                     time.sleep(SETTLE_S)
-                    if round_number == 0:
-                        continue  # the first round warms up: imports, connections, caches
-                    for child, pid in children[name].items():
-                        if child == "worker":
-                            kind = name
-                        elif name == "reqpath":
-                            kind = "collector"
-                        else:
-                            continue
-                        figures[route][kind].append((read_cpu_ns(pid) - before[child]) / requests / 1e3)
+                    if round_number:  # the first round warms up: imports, connections, caches
+                        latest[name] = route, requests, before
                 progress.advance(task)
+    time.sleep(EXPORT_S)
+    for name in list(latest):
+        close_block(name)
     return figures
 
 
