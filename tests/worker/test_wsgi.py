@@ -123,7 +123,7 @@ def test_a_plain_response_goes_through_and_is_recorded(
     assert record.exception is None
     assert exclusive(record) == {"wsgi.app": 3 * MS}
     assert record.exclusive_ns[segments.VIEW] is None, "no Flask here, so its time is unknown, not zero"
-    assert record.exclusive_ns[segments.QUERY] is None
+    assert record.exclusive_ns[segments.QUERY] == 0, "PyMySQL is hooked, and there was no query"
     assert len(record.trace_id) == 32
     assert len(record.span_id) == 16
 
@@ -965,9 +965,13 @@ def test_thousands_of_operations_are_counted_beyond_the_bound(
 
 
 def test_a_hook_of_another_app_makes_its_segment_known(
-    wrap: Wrap, record_of: Callable[[], WorkerRecord], fake_clock: FakeClock
+    wrap: Wrap,
+    record_of: Callable[[], WorkerRecord],
+    fake_clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The drivers' hooks are the process's, so they may find a request of a middleware that knows none."""
+    monkeypatch.setattr("reqpath.worker.pymysql.install", lambda settings: False)
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         recorder = current.get()
@@ -983,12 +987,14 @@ def test_a_hook_of_another_app_makes_its_segment_known(
     assert record.exclusive_ns[segments.COMMIT] is None
 
 
-def test_a_known_segment_without_time_is_zero(wrap: Wrap, record_of: Callable[[], WorkerRecord]) -> None:
-    server = wrap(hello)
-    server.app.know_segments("mysql.query")
-    server.get()
-    assert record_of().exclusive_ns[segments.QUERY] == 0
-    assert record_of().exclusive_ns[segments.COMMIT] is None
+def test_a_driver_that_is_not_there_leaves_its_segments_unknown(
+    wrap: Wrap, record_of: Callable[[], WorkerRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reqpath.worker.pymysql.install", lambda settings: False)
+    monkeypatch.setattr("reqpath.worker.jinja.install", lambda: False)
+    wrap(hello).get()
+    assert record_of().exclusive_ns[segments.QUERY] is None
+    assert record_of().exclusive_ns[segments.TEMPLATE] is None
 
 
 def test_disabled_the_app_is_called_as_it_is(wrap: Wrap, spool: str, read_records: ReadRecords) -> None:

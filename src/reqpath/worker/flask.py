@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from reqpath.errors import ConfigurationError
 from reqpath.settings import Settings
-from reqpath.worker import jinja
 from reqpath.worker.guard import note_fault
 from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, TEMPLATE, VIEW, current
 from reqpath.worker.wsgi import RequestMiddleware
@@ -65,12 +64,6 @@ class ReqPath:
         app.extensions[_EXTENSION] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to add a middleware
         self._hook(app)
-        if jinja.install():
-            middleware.know_segments("flask.template")
-        from reqpath.worker import pymysql
-
-        if pymysql.install(settings):
-            middleware.know_segments("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit")
 
     def _hook(self, app: Flask) -> None:
         from flask import got_request_exception, request

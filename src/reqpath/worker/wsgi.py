@@ -21,6 +21,7 @@ from reqpath.record import FORMAT_VERSION, WorkerRecord, WriterInfo, encode
 from reqpath.settings import Settings
 from reqpath.spool import SpoolWriter
 from reqpath.tiers import WORKER_SEGMENTS
+from reqpath.worker import jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
 from reqpath.worker.lens import RUN_QUEUE_EVERY, RunQueueClock
@@ -97,8 +98,12 @@ class RequestMiddleware:
         self._sendfile = _SendfileEnd(self._uwsgi)
         if self._uwsgi is not None:
             on_postfork(self._learn_process)
+        if self._enabled and jinja.install():
+            self._know_segments("flask.template")
+        if self._enabled and pymysql.install(self.settings):
+            self._know_segments("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit")
 
-    def know_segments(self, *names: str) -> None:
+    def _know_segments(self, *names: str) -> None:
         """Say that hooks measure these segments, so that a request without any of them has 0, not unknown."""
         known = [WORKER_SEGMENTS.index(name) for name in names]
         self._unmeasured = [i for i in self._unmeasured if i not in known]
@@ -409,7 +414,6 @@ class _SendfileEnd:
     def __init__(self, uwsgi: Any) -> None:
         self._runs = False
         self._waiting: dict[int, Callable[[], None]] = {}
-        self._core: Callable[[], int] | None = None
         if uwsgi is None:
             return
         previous = getattr(uwsgi, "after_req_hook", None)
