@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-test mysql
+.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-bench packages-test mysql
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -31,13 +31,13 @@ lint: $(VENV)/dev.stamp
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'not live' $(ARGS)
 
-overhead: packages-demo $(VENV)/dev.stamp
+overhead: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 report-speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py $(ARGS)
 
-packages-demo packages-test:
+packages-demo packages-bench packages-test:
 	@./bootstrap $(@:packages-%=%)
 
 mysql: $(VENV)/dev.stamp
