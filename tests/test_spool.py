@@ -24,10 +24,10 @@ from reqpath.spool import (
     SUFFIX,
     SpoolReader,
     SpoolWriter,
-    _Process,
-    _spool_files,
     prepare_spool,
 )
+from reqpath.spool.files import list_files
+from reqpath.spool.writer import _Process
 from tests.factories import make_nginx_record, make_worker_record, make_writer_info
 
 MEGABYTE = 1 << 20
@@ -230,7 +230,7 @@ def test_threads_that_meet_in_a_new_process_become_one_writer(
         return original(pid)
 
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    monkeypatch.setattr("reqpath.spool._Process", make_together)
+    monkeypatch.setattr("reqpath.spool.writer._Process", make_together)
     numbers: list[int] = []
     threads = [threading.Thread(target=lambda: numbers.append(writer.next_sequence())) for _ in range(8)]
     for thread in threads:
@@ -351,8 +351,8 @@ def test_two_processes_that_evict_the_same_file_count_it_once(
         Path(spool, f"other-{i}.rqp").write_bytes(MAGIC + b"\0" * 4 + b"x" * (128 << 10))
         os.utime(os.path.join(spool, f"other-{i}.rqp"), (i, i))
     small = make_writer(spool, max_bytes=MEGABYTE)
-    listed = [_spool_files(spool) for _ in range(2)]
-    monkeypatch.setattr("reqpath.spool._spool_files", lambda directory: listed.pop())
+    listed = [list_files(spool) for _ in range(2)]
+    monkeypatch.setattr("reqpath.spool.writer.list_files", lambda directory: listed.pop())
     small._evict(small._process)
     small._evict(small._process)
     names = [line.split()[0] for line in Path(spool, EVICTED).read_text().splitlines()]
@@ -577,7 +577,9 @@ def test_nothing_follows_a_frame_that_was_cut_off(
     slow = make_writer(spool, retry_s=3600)
     write(slow)
     real_write = os.write
-    monkeypatch.setattr("reqpath.spool.os.write", lambda fd, data: real_write(fd, data[: len(data) // 2]))
+    monkeypatch.setattr(
+        "reqpath.spool.writer.os.write", lambda fd, data: real_write(fd, data[: len(data) // 2])
+    )
     assert write(slow) == [False]
     monkeypatch.undo()
     assert write(slow, 2) == [False, False], "until a new file is due"

@@ -1,0 +1,223 @@
+"""Reading the spool: every whole record, once, and an exact count of what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from reqpath.errors import SpoolError
+from reqpath.record import (
+    FORMAT_VERSION,
+    Record,
+    WriterInfo,
+    decode_info,
+    decode_record,
+    finished_at_ns,
+)
+from reqpath.spool.files import FRAME_LENGTH, LENGTH_BYTES, MAGIC, MAX_FRAME_BYTES, list_files, read_evicted
+
+#: What damaged bytes raise: not msgpack, text that is not UTF-8, and lists in lists without end.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+@dataclass(slots=True)
+class SpoolLosses:
+    """What a reader could not have; every figure counts from the start of the reading."""
+
+    #: Records that their writers numbered and no file holds, evicted ones included.
+    lost_records: int = 0
+    #: Files removed by the spool's bound.
+    evicted_files: int = 0
+    evicted_records: int = 0
+    #: Bytes after the last whole record of a file whose writer is gone, and after a broken frame.
+    torn_bytes: int = 0
+    #: Files that are no spool files, or of a newer format, by name and reason.
+    foreign_files: dict[str, str] = field(default_factory=dict)
+
+
+class _Cursor:
+    """A position in one spool file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.info: WriterInfo | None = None
+        self.offset = 0
+        self.size = 0
+        #: Of the last record handed out, at first of the file's creation; files are read in this order.
+        self.time_ns = 0
+        self.broken = False
+
+
+@dataclass(slots=True)
+class _Sequences:
+    """What was seen of one writer's numbers."""
+
+    first: int
+    last: int
+    count: int
+
+
+#: One writer's records in the order in which they were written.
+Batch = tuple[WriterInfo, list[Record]]
+
+
+class SpoolReader:
+    """Reads a spool's records in batches, roughly in the order of time; can go on where it stopped.
+
+    Batches of different files interleave such that none runs ahead of another by more than one batch, so a
+    join needs to hold only as much.
+    """
+
+    def __init__(self, directory: str, *, batch_bytes: int = 1 << 18) -> None:
+        """Raises: SpoolError when there is no such directory or it can't be read."""
+        if not os.path.isdir(directory):
+            raise SpoolError(
+                f"there is no spool at {directory}; name the directory that the app writes to "
+                "(REQPATH_SPOOL), or run `reqpath demo` for a first look"
+            )
+        try:
+            os.listdir(directory)
+        except OSError as error:
+            raise SpoolError(
+                f"can't read the spool {directory}: {error.strerror}; it belongs to the app's user, "
+                "so run this as that user or as root"
+            ) from error
+        self.directory = directory
+        self.losses = SpoolLosses()
+        #: Whether a collector has written into this spool, as of the last `read`.
+        self.has_nginx_lines = False
+        self._batch_bytes = batch_bytes
+        self._cursors: dict[str, _Cursor] = {}
+        self._sequences: dict[str, _Sequences] = {}
+
+    def read(self) -> Iterator[Batch]:
+        """Yield what was added since the last call; at the first call, everything."""
+        active = self._refresh()
+        while active:
+            cursor = min(active, key=lambda cursor: cursor.time_ns)
+            offset = cursor.offset
+            records = self._read_batch(cursor)
+            if not records:
+                if cursor.offset == offset:
+                    active.remove(cursor)
+                continue
+            assert cursor.info is not None
+            cursor.time_ns = max(cursor.time_ns, finished_at_ns(records[-1]))
+            self._note_sequences(cursor.info, records)
+            yield cursor.info, records
+        self._count_losses()
+
+    def _refresh(self) -> list[_Cursor]:
+        active = []
+        present = set()
+        for file in sorted(list_files(self.directory), key=lambda file: file.path):
+            present.add(file.path)
+            cursor = self._cursors.setdefault(file.path, _Cursor(file.path))
+            cursor.size = file.size
+            if cursor.info is None and not cursor.broken:
+                self._read_head(cursor)
+            if cursor.info is not None and cursor.info.kind == "nginx":
+                self.has_nginx_lines = True
+            if cursor.info is not None and not cursor.broken and cursor.offset < cursor.size:
+                active.append(cursor)
+        for path in set(self._cursors) - present:
+            del self._cursors[path]
+        return active
+
+    def _read_batch(self, cursor: _Cursor) -> list[Record]:
+        try:
+            with open(cursor.path, "rb") as file:
+                file.seek(cursor.offset)
+                data = file.read(min(self._batch_bytes, cursor.size - cursor.offset))
+                if len(data) >= LENGTH_BYTES:
+                    need = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+                    if len(data) < need <= min(MAX_FRAME_BYTES, cursor.size - cursor.offset):
+                        data += file.read(need - len(data))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._give_up(cursor, error.strerror or "unreadable")
+            return []
+        records: list[Record] = []
+        append, unpack_length = records.append, FRAME_LENGTH.unpack_from
+        position, end = 0, len(data)
+        try:
+            while position + LENGTH_BYTES <= end:
+                (length,) = unpack_length(data, position)
+                if length > MAX_FRAME_BYTES:
+                    raise msgspec.DecodeError("the length is not one of a frame")
+                start = position + LENGTH_BYTES
+                frame_end = start + length
+                if frame_end > end:
+                    break
+                try:  # noqa: SIM105 - suppress() would take a third of the loop's time
+                    append(decode_record(data[start:frame_end]))
+                except msgspec.ValidationError:
+                    # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
+                    pass
+                position = frame_end
+        except _UNDECODABLE:
+            cursor.broken = True
+        cursor.offset += position
+        return records
+
+    def _read_head(self, cursor: _Cursor) -> None:
+        """Read `MAGIC` and the `WriterInfo`; leave the cursor as it is while they are not whole."""
+        start = len(MAGIC) + LENGTH_BYTES
+        try:
+            with open(cursor.path, "rb") as file:
+                head = file.read(start)
+                length = int.from_bytes(head[len(MAGIC) :], "little")
+                data = file.read(length) if length <= MAX_FRAME_BYTES else b""
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._give_up(cursor, error.strerror or "unreadable")
+            return
+        if not MAGIC.startswith(head[: len(MAGIC)]) or length > MAX_FRAME_BYTES:
+            self._give_up(cursor, "not a spool file")
+            return
+        if len(head) < start or len(data) < length:
+            return
+        try:
+            info = decode_info(data)
+        except _UNDECODABLE as error:
+            self._give_up(cursor, f"not a spool file: {error}")
+            return
+        if info.format_version > FORMAT_VERSION:
+            self._give_up(cursor, f"written by reqpath {info.reqpath_version}; upgrade to read it")
+            return
+        cursor.info = info
+        cursor.offset = start + length
+        # A writer's later files wait until the earlier ones are read.
+        cursor.time_ns = info.created_ns
+
+    def _give_up(self, cursor: _Cursor, reason: str) -> None:
+        cursor.broken = True
+        self.losses.foreign_files[os.path.basename(cursor.path)] = reason
+
+    def _note_sequences(self, info: WriterInfo, records: list[Record]) -> None:
+        numbers = [record.sequence for record in records]
+        seen = self._sequences.get(info.writer_id)
+        if seen is None:
+            self._sequences[info.writer_id] = _Sequences(min(numbers), max(numbers), len(numbers))
+        else:
+            seen.first = min(seen.first, *numbers)
+            seen.last = max(seen.last, *numbers)
+            seen.count += len(numbers)
+
+    def _count_losses(self) -> None:
+        self.losses.torn_bytes = sum(
+            cursor.size - cursor.offset
+            for cursor in self._cursors.values()
+            if cursor.info is not None and cursor.offset < cursor.size
+        )
+        self.losses.evicted_files, self.losses.evicted_records, evicted = read_evicted(self.directory)
+        # A writer numbers from 0, so what precedes the first number seen was evicted, and what is missing
+        # between first and last was torn, dropped, or evicted.
+        gaps = sum(max(0, seen.last + 1 - seen.count) for seen in self._sequences.values())
+        vanished = sum(records for writer_id, records in evicted.items() if writer_id not in self._sequences)
+        self.losses.lost_records = gaps + vanished
