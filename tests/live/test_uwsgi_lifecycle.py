@@ -580,9 +580,10 @@ def test_a_file_goes_by_sendfile_and_the_hooks_of_the_app_still_run(hooks: str, 
         get(server, "/r/1")
         for number in (2, 3):
             assert (200, content) == fetch(server.address, f"/file/{number}")
-        assert server.log().count("via sendfile()") == 2
         get(server, "/r/4")
         assert server.stop() == 0
+    # uWSGI logs a request after it was answered.
+    assert server.log().count("via sendfile()") == 2
     found = {record.path: record for _, record in server.records()}
     assert list(found) == ["/r/1", "/file/2", "/file/3", "/r/4"]
     for path in ("/file/2", "/file/3"):
