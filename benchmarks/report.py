@@ -6,10 +6,10 @@ the same files are also only decoded, record by record with msgspec, in the same
 
     $ python benchmarks/report.py
     spool            1,000,000 requests, 678 MB in 85 files
-    decoding alone   3.4 s CPU
-    report --json    11.6 s CPU, 21.8 s elapsed, 237 MB peak, 3.4 times decoding
+    decoding alone   3.5 s CPU
+    report --json    9.9 s CPU, 9.8 s elapsed, 241 MB peak, 2.8 times decoding
 
-That was on two busy cores; the ratio is what carries over.
+The ratio is what carries over to another machine.
 """
 
 from __future__ import annotations

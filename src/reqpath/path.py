@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
 from reqpath.tiers import Timing, measure
 
@@ -16,27 +18,16 @@ _METHODS: Final = frozenset(
 )
 
 
-class RequestPath:
-    """One request: the worker's record, nginx's line, or both.
+class RequestPath(msgspec.Struct, eq=False, gc=False):
+    """One request: the worker's record, nginx's line, or both; a struct because reports make a million."""
 
-    `retried` holds the records of earlier attempts at the same request, which nginx took to another worker.
-    """
-
-    __slots__ = ("_timing", "info", "nginx", "retried", "worker")
-
-    def __init__(
-        self,
-        worker: WorkerRecord | None,
-        info: WriterInfo | None,
-        nginx: NginxRecord | None,
-        retried: tuple[WorkerRecord, ...] = (),
-    ) -> None:
-        self.worker = worker
-        #: Of the worker's process; None when there is no worker record.
-        self.info = info
-        self.nginx = nginx
-        self.retried = retried
-        self._timing: Timing | None = None
+    worker: WorkerRecord | None
+    #: Of the worker's process; None when there is no worker record.
+    info: WriterInfo | None
+    nginx: NginxRecord | None
+    #: Of earlier attempts at the same request, which nginx took to another worker.
+    retried: tuple[WorkerRecord, ...] = ()
+    _timing: Timing | None = None
 
     @property
     def timing(self) -> Timing:
