@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -160,6 +161,9 @@ def _print_report(breakdown: Breakdown, directory: str, console: Console, *, fil
         console.print(Text(text))
         return
     render_report(breakdown, console)
+    if breakdown.slowest:
+        words = f"One of them in full: reqpath trace slowest {shlex.quote(directory)}"
+        console.print(Text(f"\n{words}", style="dim"))
 
 
 def show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:

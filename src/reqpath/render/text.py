@@ -343,9 +343,7 @@ def _build_slowest(breakdown: Breakdown, width: int) -> RenderableType | None:
         if width >= NARROW:
             cells.append(Text(clean(request.trace_id[:12]), style=_DIM))
         table.add_row(*cells)
-    return Group(
-        table, Text("One of them in full: reqpath trace slowest, or reqpath trace TRACE.", style=_DIM)
-    )
+    return table
 
 
 def _build_workers(breakdown: Breakdown) -> RenderableType | None:
