@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.constrain import Constrain
 from rich.table import Column, Table
 from rich.text import Text
 
 from reqpath.analyse import figures
 from reqpath.analyse.figures import Breakdown, SegmentFigures
+from reqpath.render.layout import stack_sections
 from reqpath.render.palette import PALETTE
 from reqpath.render.sentence import render_sentence
 from reqpath.render.units import (
@@ -65,11 +65,7 @@ def build_report(breakdown: Breakdown, width: int, *, colour: bool, rows: int = 
         _build_workers(breakdown),
         _build_notes(breakdown),
     ]
-    spaced: list[RenderableType] = []
-    for section in sections:
-        if section is not None:
-            spaced += ["", section] if spaced else [section]
-    return Constrain(Group(*spaced), width)
+    return stack_sections(sections, width)
 
 
 def build_bar(parts: Cells, width: int, *, colour: bool) -> Text:

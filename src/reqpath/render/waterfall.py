@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.constrain import Constrain
 from rich.table import Column, Table
 from rich.text import Text
 
 from reqpath.analyse.figures import resolution_of
 from reqpath.path import RequestPath
 from reqpath.record import AttributeValue, NginxRecord, Operation, WorkerRecord, operation_time_ns
+from reqpath.render.layout import stack_sections
 from reqpath.render.palette import PALETTE
 from reqpath.render.text import MAX_WIDTH, NARROW, build_bar, build_legend, has_colour
 from reqpath.render.units import (
@@ -71,11 +71,7 @@ def build_waterfall(path: RequestPath, width: int, *, colour: bool) -> Renderabl
         _build_attempts(path),
         _build_notes(path),
     ]
-    spaced: list[RenderableType] = []
-    for section in sections:
-        if section is not None:
-            spaced += ["", section] if spaced else [section]
-    return Constrain(Group(*spaced), width)
+    return stack_sections(sections, width)
 
 
 def place_rows(path: RequestPath) -> list[Row]:
