@@ -9,7 +9,7 @@ from rich.constrain import Constrain
 
 
 def stack_sections(sections: Iterable[RenderableType | None], width: int) -> RenderableType:
-    """Put what there is of `sections` below each other, an empty line between, at most `width` columns wide."""
+    """Put what there is of `sections` below each other, with an empty line between, `width` columns wide."""
     spaced: list[RenderableType] = []
     for section in sections:
         if section is not None:
