@@ -155,7 +155,7 @@ def _print_report(breakdown: Breakdown, directory: str, console: Console, *, fil
         else:
             text = (
                 f"No requests in the spool {directory} yet.\n\n"
-                "Put ReqPath(app) into the app and let it answer a request; if the app's REQPATH_SPOOL is\n"
+                "Put ReqPath(app) into the app and let it answer a request; if the app's REQPATH_SPOOL is "
                 "another directory, name that one: reqpath report SPOOL. For a first look: reqpath demo."
             )
         console.print(Text(text))
