@@ -59,6 +59,12 @@ class Joiner:
             paths.append(self._take(next(iter(self._lines))))
         return paths
 
+    def read(self, reader: SpoolReader) -> Iterator[RequestPath]:
+        """Take what a spool has had added since the last call; yield the paths that it completes."""
+        for info, records in reader.read():
+            self.expect_nginx = reader.has_nginx_lines
+            yield from self.add(info, records)
+
     def release(self, before_ns: int) -> list[RequestPath]:
         """Return what was finished before this instant and still waits: its partner is not coming."""
         late = {
@@ -135,7 +141,5 @@ def read_paths(reader: SpoolReader) -> Iterator[RequestPath]:
             print(path.route, path.timing.total_ns)
     """
     joiner = Joiner()
-    for info, records in reader.read():
-        joiner.expect_nginx = reader.has_nginx_lines
-        yield from joiner.add(info, records)
+    yield from joiner.read(reader)
     yield from joiner.flush()

@@ -191,9 +191,7 @@ def _watch(reader: SpoolReader, builder: BreakdownBuilder, keep: Keep | None, co
     joiner = Joiner()
 
     def read() -> Iterator[RequestPath]:
-        for info, records in reader.read():
-            joiner.expect_nginx = reader.has_nginx_lines
-            yield from joiner.add(info, records)
+        yield from joiner.read(reader)
         yield from joiner.release(time.time_ns() - _PATIENCE_NS)
 
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from reqpath.analyse import figures
 from reqpath.analyse.figures import Breakdown, SegmentFigures
-from reqpath.render.layout import stack_sections
+from reqpath.render.layout import build_notes, stack_sections
 from reqpath.render.palette import PALETTE
 from reqpath.render.sentence import render_sentence
 from reqpath.render.units import (
@@ -414,12 +414,7 @@ def _build_notes(breakdown: Breakdown) -> RenderableType | None:
     resolution = _describe_resolution(whole)
     if resolution:
         notes.append(resolution)
-    if not notes:
-        return None
-    table = Table.grid(Column(width=1), Column(), padding=(0, 1, 0, 0))
-    for what, remedy in notes:
-        table.add_row("·", Text.assemble(what, (f": {remedy}", _DIM)))
-    return table
+    return build_notes(notes)
 
 
 def _list_losses(breakdown: Breakdown) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from rich.text import Text
 from reqpath.analyse.figures import resolution_of
 from reqpath.path import RequestPath
 from reqpath.record import AttributeValue, NginxRecord, Operation, WorkerRecord, operation_time_ns
-from reqpath.render.layout import stack_sections
+from reqpath.render.layout import build_notes, stack_sections
 from reqpath.render.palette import PALETTE
 from reqpath.render.text import MAX_WIDTH, NARROW, build_bar, build_legend, has_colour
 from reqpath.render.units import (
@@ -419,9 +419,4 @@ def _build_notes(path: RequestPath) -> RenderableType | None:
         notes.append(("abandoned", "nginx or the client gave up before the worker was done"))
     if timing.resolution_ns >= _MS:
         notes.append(("nginx's stamps are good to 1 ms", "so are nginx.*, queue and the total"))
-    if not notes:
-        return None
-    table = Table.grid(Column(width=1), Column(), padding=(0, 1, 0, 0))
-    for what, remedy in notes:
-        table.add_row("·", Text.assemble(what, (f": {remedy}", _DIM)))
-    return table
+    return build_notes(notes)

@@ -11,10 +11,7 @@ import time
 from collections.abc import Callable
 
 from reqpath.errors import SpoolError
-from reqpath.record import (
-    WriterInfo,
-    encode,
-)
+from reqpath.record import WriterInfo, encode
 from reqpath.spool.files import (
     LENGTH_BYTES,
     MAGIC,

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reqpath.errors import ConfigurationError
 from reqpath.settings import Settings
 from reqpath.worker.guard import note_fault
-from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, TEMPLATE, VIEW, current
-from reqpath.worker.wsgi import RequestMiddleware
+from reqpath.worker.jinja import timed
+from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, VIEW, current
+from reqpath.worker.wsgi import ENVIRON_KEY, RequestMiddleware
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -41,7 +43,7 @@ class ReqPath:
 
         Raises: ConfigurationError for a wrong argument.
         """
-        Settings(**_checked(arguments))
+        Settings.from_environment({}, **arguments)
         self._arguments = arguments
         if app is not None:
             self.init_app(app)
@@ -57,7 +59,7 @@ class ReqPath:
             _logger.error("reqpath: %s; ignoring all REQPATH_* variables", error)
             settings = Settings.from_environment({}, **self._arguments)
         if not settings.service_name:
-            settings = _with_service_name(settings, app.name)
+            settings = replace(settings, service_name=app.name)
         if not settings.enabled:
             return
         middleware = RequestMiddleware(app.wsgi_app, settings, flask=True)
@@ -72,14 +74,13 @@ class ReqPath:
         request_context = app.request_context
         dispatch_request = app.dispatch_request
         finalize_request = app.finalize_request
-        update_template_context = app.update_template_context
         do_teardown_appcontext = app.do_teardown_appcontext
 
         def hooked_request_context(environ: Any, *args: Any, **kwargs: Any) -> Any:
             recorder = current.get()
             if (
                 recorder is not None
-                and environ.get("reqpath.recorder") is recorder
+                and environ.get(ENVIRON_KEY) is recorder
                 # A view may make a further context of the request's environ.
                 and recorder.record.flask_start_offset_ns is None
             ):
@@ -136,16 +137,6 @@ class ReqPath:
                 note_fault("reading the response")
             return response
 
-        def hooked_update_template_context(*args: Any, **kwargs: Any) -> None:
-            recorder = current.get()
-            if recorder is None or not recorder.is_own_thread():
-                return update_template_context(*args, **kwargs)
-            previous = recorder.switch(TEMPLATE)
-            try:
-                return update_template_context(*args, **kwargs)
-            finally:
-                recorder.switch(previous)
-
         def hooked_do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
             try:
                 return do_teardown_appcontext(*args, **kwargs)
@@ -168,19 +159,7 @@ class ReqPath:
         app.request_context = hooked_request_context  # type: ignore[method-assign]
         app.dispatch_request = hooked_dispatch_request  # type: ignore[method-assign]
         app.finalize_request = hooked_finalize_request  # type: ignore[method-assign]
-        app.update_template_context = hooked_update_template_context  # type: ignore[method-assign]
+        app.update_template_context = timed(app.update_template_context)  # type: ignore[method-assign]
         app.do_teardown_appcontext = hooked_do_teardown_appcontext  # type: ignore[method-assign]
         # Flask's signals hold their receivers weakly unless told otherwise.
         got_request_exception.connect(note_exception, app, weak=False)
-
-
-def _with_service_name(settings: Settings, name: str) -> Settings:
-    from dataclasses import replace
-
-    return replace(settings, service_name=name)
-
-
-def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Check the names of the arguments. Raises: ConfigurationError."""
-    Settings.from_environment({}, **arguments)
-    return arguments

@@ -29,7 +29,7 @@ def install() -> bool:
             (Environment, "from_string"),
             (Template, "render"),
         ):
-            _replace(owner, name, _timed)
+            _replace(owner, name, timed)
         _replace(Template, "generate", _timed_steps)
     except Exception:
         note_fault("hooking Jinja")
@@ -45,9 +45,11 @@ def _replace(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callab
         setattr(owner, name, wrapped)
 
 
-def _timed(original: Callable[..., Any]) -> Callable[..., Any]:
+def timed(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `original` with its time counted as the template's."""
+
     @functools.wraps(original)
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def hooked(*args: Any, **kwargs: Any) -> Any:
         recorder = current.get()
         if recorder is None or not recorder.is_own_thread():
             return original(*args, **kwargs)
@@ -57,7 +59,7 @@ def _timed(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             recorder.switch(previous)
 
-    return timed
+    return hooked
 
 
 def _timed_steps(original: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:

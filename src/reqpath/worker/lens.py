@@ -1,8 +1,8 @@
 """The CPU lens: how much of a request's time in Python its thread ran, and how long it stood runnable.
 
-`cpu` is the thread's CPU clock, `run queue` the second field of `/proc/self/task/<tid>/schedstat`. What is
-left of the wall time, less the measured database wait, is *blocked*: in a threaded worker in the main the
-GIL. Source: Linux Documentation/scheduler/sched-stats.rst.
+`cpu` is the thread's CPU clock, `run queue` the second field of `/proc/self/task/<tid>/schedstat`. What the
+two leave of the wall time is *blocked*: the thread slept in a call, or for a lock, in a threaded worker in
+the main the GIL. Source: Linux Documentation/scheduler/sched-stats.rst.
 
 Reading the run queue twice costs as much as a tenth of all that reqpath does for a plain request, so it is
 read for one request in `RUN_QUEUE_EVERY`, taken at random.
