@@ -113,7 +113,10 @@ def _start(*lines: str, unix: bool = False, lazy_apps: bool = False) -> Iterator
         ) as process:
             server = Server(process, port, parse_listen(listen), spool)
             server.wait_for(lambda: bool(server.mule_pids()))
-            # A worker that is not up yet has no handler for the signals that the tests send.
+            # A worker that is not up yet has no handler for the signals that the tests send; with lazy-apps
+            # each loads the app by itself, and one may answer while the other is at it.
+            loaded = 2 if lazy_apps else 1
+            server.wait_for(lambda: server.log.count("WSGI app 0 ") >= loaded)
             server.wait_for(lambda: all(server.answers() for _ in range(8)))
             yield server
 
