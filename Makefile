@@ -5,12 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-bench packages-test mysql
+.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-bench packages-test mysql jaeger
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo          install what is missing, run the demo (ARGS="--seconds 20 --transport tcp")'
+	@echo 'make jaeger        have a Jaeger on this machine until Ctrl-C'
 	@echo 'make test          install what is missing, lint, check types, run all tests'
 	@echo 'make unit          the tests that need no servers, in seconds'
 	@echo 'make overhead      measure what reqpath costs a request, beside OpenTelemetry'
@@ -19,6 +20,9 @@ help:
 
 demo: packages-demo $(VENV)/demo.stamp
 	$(BIN)/reqpath demo $(ARGS)
+
+jaeger: $(VENV)/demo.stamp
+	$(BIN)/reqpath jaeger $(ARGS)
 
 test: packages-test $(VENV)/dev.stamp lint mysql
 	$(BIN)/python -m pytest $(ARGS)

@@ -27,6 +27,7 @@ from types import FrameType
 from reqpath.errors import ServerError
 
 _POLL_S = 0.02
+_TICK_S = 1.0
 _TAIL_BYTES = 4096
 #: Of `sun_path`, with its closing NUL. Source: unix(7).
 _SUN_PATH_BYTES = 108
@@ -111,13 +112,31 @@ def wait_until(ready: Callable[[], bool], deadline_s: float, process: Process) -
         time.sleep(_POLL_S)
 
 
-def run_to_end(argv: Sequence[str], log_path: str, deadline_s: float, name: str) -> None:
-    """Run a command that ends by itself. Raises: ServerError when it fails or takes too long."""
+def run_to_end(
+    argv: Sequence[str],
+    log_path: str,
+    deadline_s: float,
+    name: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    while_running: Callable[[], None] | None = None,
+) -> None:
+    """Run a command that ends by itself; `while_running` is called about once a second until then.
+
+    Raises: ServerError when it fails or takes too long.
+    """
     popen: subprocess.Popen[bytes] | None = None
+    give_up_s = time.monotonic() + deadline_s
     try:
         with _hold_signals():
-            popen = _spawn(argv, log_path, name, signal.SIGTERM)
-        status = popen.wait(deadline_s)
+            popen = _spawn(argv, log_path, name, signal.SIGTERM, environment=environment, cwd=cwd)
+        while while_running is not None and time.monotonic() < give_up_s - _TICK_S:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.wait(_TICK_S)
+                break
+            while_running()
+        status = popen.wait(max(0.0, give_up_s - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise ServerError(f"{name} did not end within {deadline_s:g} s", read_tail(log_path)) from None
     finally:
