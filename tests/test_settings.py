@@ -58,6 +58,12 @@ def test_what_is_false(text: str) -> None:
     assert not Settings.from_environment({"REQPATH_ENABLED": text}).enabled
 
 
+def test_seconds_may_be_whole_or_not() -> None:
+    assert Settings.from_environment({"REQPATH_KEEP_SLOWER_S": "0.25"}, join_wait_s=3) == Settings(
+        keep_slower_s=0.25, join_wait_s=3
+    )
+
+
 def test_an_empty_variable_is_no_setting() -> None:
     assert Settings.from_environment({"REQPATH_ENABLED": "", "REQPATH_SPOOL_MAX_BYTES": ""}) == Settings()
 
@@ -80,6 +86,11 @@ def test_opentelemetrys_name_of_the_service_is_taken_where_ours_is_not_set() -> 
         ({"REQPATH_SPOOL_MAX_BYTES": "5"}, "spool_max_bytes is 5; it takes 1048576 or more"),
         ({"REQPATH_SQL": "all"}, "sql is 'all'; it takes one of placeholders, verbatim, none"),
         ({"REQPATH_MAX_OPERATIONS": "-1"}, "max_operations is -1; it takes 0 or more"),
+        ({"REQPATH_KEEP": "some"}, "keep is 'some'; it takes one of policy, all"),
+        ({"REQPATH_KEEP_PER_SECOND": "-1"}, "keep_per_second is -1; it takes 0 or more"),
+        ({"REQPATH_KEEP_SLOWER_S": "1s"}, "REQPATH_KEEP_SLOWER_S is '1s'; it takes a number"),
+        ({"REQPATH_KEEP_SLOWER_S": "nan"}, "keep_slower_s is nan; it takes 0 or more"),
+        ({"REQPATH_JOIN_WAIT_S": "inf"}, "join_wait_s is inf; it takes 0 or more"),
     ],
 )
 def test_a_wrong_variable_says_what_it_takes(environ: dict[str, str], message: str) -> None:
@@ -98,6 +109,7 @@ def test_a_wrong_variable_says_what_it_takes(environ: dict[str, str], message: s
         ({"max_operations": True}, "max_operations is True; it takes a whole number"),
         ({"spool": Path("/x")}, "spool is PosixPath('/x'); it takes a text"),
         ({"service_name": None}, "service_name is None; it takes a text"),
+        ({"keep_slower_s": "1"}, "keep_slower_s is '1'; it takes a number"),
     ],
 )
 def test_a_wrong_argument_says_what_it_takes(arguments: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The settings of the worker's side, from arguments and `REQPATH_*` environment variables.
+"""The settings of the worker and of the collector, from arguments and `REQPATH_*` environment variables.
 
 An argument wins over the variable of the same name in capitals: `Settings.from_environment(sql="none")`
 wins over `REQPATH_SQL=verbatim`.
@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 from reqpath.errors import ConfigurationError
 
 Sql = Literal["placeholders", "verbatim", "none"]
+Keep = Literal["policy", "all"]
 
 MEGABYTE = 1 << 20
-_KINDS = {bool: "truth value, True or False", int: "whole number", str: "text"}
+_KINDS = {bool: "truth value, True or False", int: "whole number", float: "number", str: "text"}
 
 #: Where nginx sends its lines and the collector awaits them; nginx-conf/reqpath-http.conf says the same.
 DEFAULT_LISTEN = "udp:127.0.0.1:5170"
@@ -53,15 +54,33 @@ class Settings:
     max_operations: int = 500
     #: Of the collector: `udp:HOST:PORT` or `unix:PATH`.
     listen: str = DEFAULT_LISTEN
+    #: Of the collector: the OTLP endpoint to export to. Empty: OpenTelemetry's own variables say it, or none.
+    otlp: str = ""
+    #: `http/protobuf` or `grpc`. Empty: OpenTelemetry's own variables say it, or HTTP.
+    otlp_protocol: str = ""
+    #: Of the collector: export by its policy, or everything.
+    keep: Keep = "policy"
+    #: Paths kept of each route and second, whatever they are.
+    keep_per_second: int = 2
+    #: A path that took longer is kept.
+    keep_slower_s: float = 1.0
+    #: How long the collector waits for nginx's line or for the worker's record.
+    join_wait_s: float = 10.0
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             value, kind = getattr(self, setting.name), type(setting.default)
             # Not `isinstance`: "false" and 0.5 would do for a flag, and True for a number.
-            if type(value) is not kind:
+            if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ConfigurationError(f"{setting.name} is {value!r}; it takes a {_KINDS[kind]}")
         if self.sql not in get_args(Sql):
             raise ConfigurationError(f"sql is {self.sql!r}; it takes one of {', '.join(get_args(Sql))}")
+        if self.keep not in get_args(Keep):
+            raise ConfigurationError(f"keep is {self.keep!r}; it takes one of {', '.join(get_args(Keep))}")
+        for name in ("keep_per_second", "keep_slower_s", "join_wait_s"):
+            # Written so that what is no number fails too.
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it takes 0 or more")
         if self.spool_max_bytes < MEGABYTE:
             raise ConfigurationError(f"spool_max_bytes is {self.spool_max_bytes}; it takes 1048576 or more")
         if self.max_operations < 0:
@@ -128,4 +147,9 @@ def _parse_setting(variable: str, text: str, kind: type) -> Any:
             return int(text)
         except ValueError:
             raise ConfigurationError(f"{variable} is {text!r}; it takes a whole number") from None
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigurationError(f"{variable} is {text!r}; it takes a number") from None
     return text
