@@ -8,9 +8,11 @@ import resource
 import signal
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,11 +24,12 @@ from reqpath.spool import (
     MAGIC,
     MAX_FRAME_BYTES,
     SUFFIX,
+    Bookmark,
     SpoolReader,
     SpoolWriter,
     prepare_spool,
 )
-from reqpath.spool.files import list_files
+from reqpath.spool.files import evict_file, list_files
 from reqpath.spool.writer import _Process
 from tests.factories import make_nginx_record, make_worker_record, make_writer_info
 
@@ -523,6 +526,54 @@ def test_reading_goes_on_where_it_stopped(spool: str, writer: SpoolWriter) -> No
     assert sorted(read()) == [0, 2, 3]
     assert read() == []
     assert reader.losses.lost_records == 0
+
+
+def test_another_reader_goes_on_from_a_bookmark(spool: str, writer: SpoolWriter) -> None:
+    other = make_writer(spool)
+    write(writer, 30)
+    write(other, 30)
+    reader = SpoolReader(spool, batch_bytes=1000)
+    reading = reader.read()
+    before = [record for _ in range(3) for record in next(reading)[1]]
+    bookmark = msgspec.msgpack.decode(msgspec.msgpack.encode(reader.bookmark()), type=Bookmark)
+    write(other, 5)
+
+    later = SpoolReader(spool, batch_bytes=1000)
+    later.resume(bookmark)
+    after = [record for _info, records in later.read() for record in records]
+
+    assert 0 < len(before) < 30
+    assert len(before) + len(after) == 65
+    numbers = Counter(record.sequence for record in [*before, *after])
+    assert numbers == Counter([*range(30), *range(35)])
+    assert later.losses.lost_records == 0
+
+
+def test_what_was_evicted_behind_a_bookmark_is_counted_as_lost(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 10)
+    reader = SpoolReader(spool)
+    assert len(list(reader.read())) == 1
+    bookmark = reader.bookmark()
+    write(writer, 7)
+    writer.close()
+    write(writer, 1)
+    evict_file(spool, min(list_files(spool), key=lambda file: file.path))
+    later = SpoolReader(spool)
+    later.resume(bookmark)
+    assert [len(records) for _info, records in later.read()] == [1]
+    assert later.losses.lost_records == 7
+
+
+def test_a_batch_is_read_again_from_its_place(spool: str, writer: SpoolWriter) -> None:
+    write(writer, 40)
+    reader = SpoolReader(spool, batch_bytes=1000)
+    places = [(reader.place, records) for _info, records in reader.read()]
+    assert len(places) > 2
+    write(writer, 5)
+    for (name, offset), records in places:
+        again = [record for _info, batch in reader.read_at(name, offset) for record in batch]
+        assert again[: len(records)] == records
+    assert list(reader.read_at("0123456789abcdef-000001.rqp", 0)) == []
 
 
 def test_a_partly_written_frame_is_read_when_it_is_whole(spool: str, writer: SpoolWriter) -> None:

@@ -14,7 +14,7 @@ file.
 """
 
 from reqpath.spool.files import EVICTED, MAGIC, MAX_FRAME_BYTES, SUFFIX, prepare_spool
-from reqpath.spool.reader import Batch, SpoolLosses, SpoolReader
+from reqpath.spool.reader import Batch, Bookmark, SpoolLosses, SpoolReader
 from reqpath.spool.writer import SpoolWriter
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "SUFFIX",
     "Batch",
+    "Bookmark",
     "SpoolLosses",
     "SpoolReader",
     "SpoolWriter",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -51,13 +52,20 @@ class _Cursor:
         self.broken = False
 
 
-@dataclass(slots=True)
-class _Sequences:
+class _Sequences(msgspec.Struct, array_like=True):
     """What was seen of one writer's numbers."""
 
     first: int
     last: int
     count: int
+
+
+class Bookmark(msgspec.Struct, array_like=True):
+    """How far a reader is, for another one to go on from."""
+
+    #: By file: the offset, and the instant that its records have reached.
+    files: dict[str, tuple[int, int]] = {}
+    writers: dict[str, _Sequences] = {}
 
 
 #: One writer's records in the order in which they were written.
@@ -89,6 +97,8 @@ class SpoolReader:
         self.losses = SpoolLosses()
         #: Whether a collector has written into this spool, as of the last `read`.
         self.has_nginx_lines = False
+        #: File and offset at which the batch that `read` yielded last begins.
+        self.place = ("", 0)
         self._batch_bytes = batch_bytes
         self._cursors: dict[str, _Cursor] = {}
         self._sequences: dict[str, _Sequences] = {}
@@ -107,8 +117,43 @@ class SpoolReader:
             assert cursor.info is not None
             cursor.time_ns = max(cursor.time_ns, finished_at_ns(records[-1]))
             self._note_sequences(cursor.info, records)
+            self.place = (os.path.basename(cursor.path), offset)
             yield cursor.info, records
         self._count_losses()
+
+    def bookmark(self) -> Bookmark:
+        """Return how far this reader is; between two batches of a `read` too."""
+        files = {
+            os.path.basename(path): (cursor.offset, cursor.time_ns)
+            for path, cursor in self._cursors.items()
+            if cursor.info is not None
+        }
+        return Bookmark(files, self._sequences)
+
+    def resume(self, bookmark: Bookmark) -> None:
+        """Go on from there; to be called before the first `read`."""
+        self._sequences = bookmark.writers
+        for name, (offset, time_ns) in bookmark.files.items():
+            cursor = _Cursor(os.path.join(self.directory, name))
+            self._read_head(cursor)
+            if cursor.info is not None:
+                cursor.offset, cursor.time_ns = max(cursor.offset, offset), time_ns
+                self._cursors[cursor.path] = cursor
+
+    def read_at(self, name: str, offset: int) -> Iterator[Batch]:
+        """Yield the batches of one file from a `place` on, again; nothing when it is not there any more."""
+        cursor = _Cursor(os.path.join(self.directory, name))
+        self._read_head(cursor)
+        if cursor.info is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            cursor.size = os.stat(cursor.path).st_size
+        cursor.offset = max(cursor.offset, offset)
+        before = -1
+        while cursor.offset != before:
+            before = cursor.offset
+            if records := self._read_batch(cursor):
+                yield cursor.info, records
 
     def _refresh(self) -> list[_Cursor]:
         active = []
