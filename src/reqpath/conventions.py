@@ -34,6 +34,9 @@ NGINX_SUFFIX: Final = "-nginx"
 UWSGI_SUFFIX: Final = "-uwsgi"
 MYSQL_SUFFIX: Final = "-mysql"
 
+#: Fields of `WriterInfo` that a resource has as `reqpath.<field>`, where they are known.
+INFO_FIELDS: Final = ("worker", "processes", "threads", "server")
+
 # On the span that a path's times are on: the request's, or nginx's where no worker recorded the request.
 #: One per `tiers.SEGMENTS`; an unknown one is absent.
 SEGMENT_KEYS: Final = tuple(f"reqpath.{name}_ns" for name in NAMES)
@@ -46,6 +49,8 @@ CLAMPED: Final = "reqpath.clamped"
 ABANDONED: Final = "reqpath.abandoned"
 #: What of the worker's sending came after nginx had ended, and so is not in `reqpath.uwsgi.send_ns`.
 LATE: Final = "reqpath.late_ns"
+#: Why the keep policy exported the path.
+KEPT: Final = "reqpath.kept"
 CLOCK_CORRECTION: Final = "reqpath.clock.correction_ns"
 CLOCK_LOWER: Final = "reqpath.clock.lower_ns"
 CLOCK_UPPER: Final = "reqpath.clock.upper_ns"
@@ -131,10 +136,11 @@ OPERATION_FIELDS: Final = {
     "server.address": "server_address",
     "server.port": "server_port",
     "reqpath.kind": "kind",
-    "reqpath.first_byte_ns": "first_byte_ns",
     "reqpath.fetch_ns": "fetch_ns",
     "reqpath.connection": "connection",
 }
+#: On a database operation's span, as ns since the span's start.
+FIRST_BYTE: Final = "reqpath.first_byte_ns"
 RETURNED_ROWS: Final = "db.response.returned_rows"
 AFFECTED_ROWS: Final = "reqpath.affected_rows"
 CONCURRENT: Final = "reqpath.concurrent"
@@ -142,3 +148,40 @@ CONCURRENT: Final = "reqpath.concurrent"
 PHASE: Final = "reqpath.phase."
 #: Who measured a span of a database server.
 MEASURED_BY: Final = "reqpath.measured_by"
+
+#: What reqpath may write on the request's span; any other attribute there is the app's.
+REQUEST_KEYS: Final = frozenset(
+    (
+        ROLE,
+        "http.request.method",
+        "http.request.method_original",
+        "http.response.status_code",
+        "http.route",
+        "url.path",
+        "server.address",
+        "server.port",
+        "error.type",
+        *WORKER_FIELDS,
+        *WORKER_INSTANTS.values(),
+        *SEGMENT_KEYS,
+        TOTAL,
+        RESIDUAL,
+        RESOLUTION,
+        MISSING,
+        SKEWED,
+        CLAMPED,
+        ABANDONED,
+        LATE,
+        KEPT,
+        CLOCK_CORRECTION,
+        CLOCK_LOWER,
+        CLOCK_UPPER,
+        DROPPED_OPERATIONS,
+        REJECTED_STAMPS,
+        TIMELINE,
+        RETRIED,
+        APP_STATUS,
+        APP_ATTRIBUTES,
+        NOT_SAMPLED,
+    )
+)

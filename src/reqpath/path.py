@@ -12,8 +12,9 @@ import msgspec
 from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
 from reqpath.tiers import Timing, measure
 
-#: Source: RFC 9110 and RFC 5789, as OpenTelemetry's HTTP semantic conventions list them.
-_METHODS: Final = frozenset(
+#: Methods that are told apart. Source: RFC 9110 and RFC 5789, as OpenTelemetry's HTTP semantic conventions
+#: list them.
+METHODS: Final = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE", "QUERY")
 )
 
@@ -60,7 +61,7 @@ class RequestPath(msgspec.Struct, eq=False, gc=False):
         unbounded number of routes. Source of `_OTHER`: OpenTelemetry's HTTP semantic conventions.
         """
         method = self.method
-        if method not in _METHODS:
+        if method not in METHODS:
             method = "_OTHER"
         if self.worker is not None:
             return f"{method} {self.worker.route or '(no route)'}"

@@ -1,0 +1,758 @@
+"""Builds the OpenTelemetry spans of a request path: one trace, one service for each tier.
+
+The layer below is `path.RequestPath`, in one clock (`collect.clocks` sees to that); the SDK's span model
+comes out, for its exporters. docs/spans.md has the model as a table::
+
+    shop-nginx   GET /items/<int:id>            nginx's start → its end
+    shop-nginx     GET upstream                 one for each attempt
+    shop-uwsgi       queue                      passed on → accepted
+    shop-uwsgi       GET /items/<int:id>        accepted → closed
+    shop-uwsgi         gil                      parsed → the app is entered
+    shop               GET /items/<int:id>      the app is entered → closed; all times as attributes
+    shop                 view, template
+    shop                   SELECT shop          a database operation
+    shop-mysql               SELECT shop        sent → first byte, as the client saw it
+
+What lies inside the worker is where the worker's clock has it. nginx's stamps are coarser, so it is nginx's
+spans that are stretched where a child would stick out; the stamps themselves are attributes. Ids that no
+process has made follow from the path's own, so the same path always gives the same spans.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+import reqpath
+from reqpath import conventions as names
+from reqpath.collect.clocks import ClockOffset, bound_offset, shift_nginx
+from reqpath.path import METHODS, RequestPath
+from reqpath.record import (
+    Attempt,
+    AttributeValue,
+    NginxRecord,
+    Operation,
+    WorkerRecord,
+    WriterInfo,
+)
+from reqpath.tiers import INDEX, WORKER_SEGMENTS, Timing
+
+_Attributes = dict[str, Any]
+
+_SCOPE: Final = InstrumentationScope(names.SCOPE, reqpath.__version__)
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_UNSET: Final = Status(StatusCode.UNSET)
+_ERROR: Final = Status(StatusCode.ERROR)
+_OK: Final = Status(StatusCode.OK)
+_MASK: Final = (1 << 64) - 1
+_MS: Final = 1_000_000
+
+_TEMPLATE: Final = WORKER_SEGMENTS.index("flask.template")
+_MYSQL: Final = frozenset(i for i, name in enumerate(WORKER_SEGMENTS) if name.startswith("mysql."))
+_WORKER_SEGMENT_KEYS: Final = names.SEGMENT_KEYS[INDEX["flask.middleware"] : INDEX["uwsgi.send"] + 1]
+_SEND: Final = INDEX["uwsgi.send"]
+_QUEUE: Final = INDEX["queue"]
+_GIL: Final = INDEX["uwsgi.gil"]
+
+_worker_fields: Final = attrgetter(*names.WORKER_FIELDS.values())
+_nginx_fields: Final = attrgetter(*names.NGINX_FIELDS.values())
+_nginx_instants: Final = attrgetter(*names.NGINX_INSTANTS)
+_attempt_fields: Final = attrgetter(*names.ATTEMPT_FIELDS.values())
+_operation_fields: Final = attrgetter(*names.OPERATION_FIELDS.values())
+
+_PORT: Final = re.compile(r"(0|[1-9]\d{0,4})", re.ASCII)
+_PROTOCOL: Final = re.compile(r"HTTP/(\d)\.(\d)", re.ASCII)
+_WORD: Final = re.compile(r"(?:\s|/\*.*?\*/|\()*([A-Za-z]{1,16})\b", re.ASCII | re.DOTALL)
+#: Statements whose rows come back; of any other, rows are those that it changed.
+_RETURNING: Final = frozenset(("SELECT", "SHOW", "WITH", "DESCRIBE", "DESC", "EXPLAIN", "TABLE", "VALUES"))
+_CLIENT_CLOSED: Final = 499
+#: What nginx did when it ended before the worker, by its status.
+_GIVEN_UP: Final = {499: "client closed the connection", 504: "nginx gave up waiting"}
+
+
+def build_spans(
+    path: RequestPath,
+    *,
+    service_name: str = "app",
+    kept: str | None = None,
+    offset: ClockOffset | None = None,
+) -> list[ReadableSpan]:
+    """Build all spans of a path, the root first.
+
+    `service_name` is for a path without a worker's record; `kept` is why the policy kept it; `offset` is what
+    is known of the two hosts' clocks, by which the path is corrected already.
+    """
+    timing = path.timing
+    builder = _Builder(path, timing, path.info.service_name if path.info else service_name)
+    facts = _describe_timing(timing)
+    if kept is not None:
+        facts[names.KEPT] = kept
+    if offset is not None:
+        facts[names.CLOCK_CORRECTION] = offset.correction_ns
+        if offset.lower_ns is not None:
+            facts[names.CLOCK_LOWER] = offset.lower_ns
+        if offset.upper_ns is not None:
+            facts[names.CLOCK_UPPER] = offset.upper_ns
+    builder.build(facts)
+    return builder.spans
+
+
+class _Builder:
+    """The spans of one path as they come to be."""
+
+    __slots__ = ("_base", "_made", "_name", "_path", "_service", "_shift_ns", "_timing", "_trace_id", "spans")
+
+    def __init__(self, path: RequestPath, timing: Timing, service: str) -> None:
+        self.spans: list[ReadableSpan] = []
+        self._shift_ns = 0
+        if timing.skewed:
+            # The stamps stay what they are, and the spans stand where the order of things lets them.
+            path, self._shift_ns = _place(path)
+        self._path, self._timing, self._service = path, timing, service
+        self._trace_id = int(path.trace_id, 16)
+        self._name = _name_request(path.method, path.worker.route if path.worker else None)
+        self._base, self._made = 0, 0
+
+    def build(self, facts: _Attributes) -> None:
+        path = self._path
+        worker, nginx = path.worker, path.nginx
+        if nginx is None:
+            assert worker is not None
+            self._build_without_line(worker, facts)
+            return
+        self._seed(nginx.span_id)
+        method = _describe_method(nginx.method)
+        attempts = _place_attempts(path)
+        starts = [worker.nginx_start_ns if worker else None, nginx.start_ns]
+        start_ns = min(
+            [
+                next((ns for ns in starts if ns is not None), nginx.end_ns),
+                *(each.start_ns for each in attempts),
+            ]
+        )
+        end_ns = (
+            max(nginx.end_ns, start_ns, *(each.end_ns for each in attempts)) if attempts else nginx.end_ns
+        )
+        end_ns = max(end_ns, start_ns)
+        resource = _build_resource(self._service + names.NGINX_SUFFIX)
+        attributes = _describe_line(nginx, start_ns, self._shift_ns, method)
+        if worker is None:
+            attributes |= facts
+        events: tuple[Event, ...] = ()
+        if worker is not None and self._timing.abandoned:
+            reason = _GIVEN_UP.get(nginx.status or 0, "response sent")
+            events = (Event(reason, None, nginx.end_ns),)
+        parent = self._context(nginx.parent_id, remote=True) if nginx.parent_id else None
+        root = self._add(
+            self._name,
+            self._context(nginx.span_id),
+            parent,
+            resource,
+            attributes,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            kind=SpanKind.SERVER,
+            status=_ERROR if nginx.status is not None and nginx.status >= 500 else _UNSET,
+            events=events,
+        )
+        links = tuple(Link(self._context(earlier.span_id), {names.RETRIED: True}) for earlier in path.retried)
+        for number, (attempt, begin_ns, until_ns, workers) in enumerate(attempts):
+            self._seed(nginx.span_id)
+            context = self._add(
+                f"{method['http.request.method']} upstream",
+                self._new(16 + number),
+                root,
+                resource,
+                _describe_attempt(attempt, number, method),
+                start_ns=begin_ns,
+                end_ns=until_ns,
+                kind=SpanKind.CLIENT,
+                status=_UNSET if attempt.status is not None and attempt.status < 400 else _ERROR,
+            )
+            for each in workers:
+                if each is worker:
+                    self._build_worker(each, context, begin_ns, facts, links)
+                else:
+                    self._build_worker(each, context, None, None, ())
+        if worker is not None and not attempts:
+            self._build_worker(worker, root, None, facts, links)
+
+    def _build_without_line(self, worker: WorkerRecord, facts: _Attributes) -> None:
+        """Build what a worker's record knows by itself; the proxy before it may have had a span or not."""
+        parent = self._context(worker.parent_id, remote=True) if worker.parent_id else None
+        stamps = (worker.nginx_start_ns, worker.nginx_pass_ns)
+        begin_ns = next((ns for ns in stamps if ns is not None), None)
+        passed_ns = None
+        if begin_ns is not None:
+            first_ns, end_ns = _first_ns(worker), _end_ns(worker)
+            begin_ns = min(begin_ns, first_ns)
+            passed_ns = begin_ns if worker.nginx_pass_ns is None else worker.nginx_pass_ns
+            self._seed(worker.span_id)
+            parent = self._add(
+                self._name,
+                self._new(8),
+                parent,
+                _build_resource(self._service + names.NGINX_SUFFIX),
+                {names.ROLE: names.PROXY, **_describe_method(worker.method)},
+                start_ns=begin_ns,
+                end_ns=end_ns,
+                kind=SpanKind.SERVER,
+            )
+        links = tuple(
+            Link(self._context(earlier.span_id), {names.RETRIED: True}) for earlier in self._path.retried
+        )
+        for earlier in self._path.retried:
+            self._build_worker(earlier, parent, None, None, ())
+        self._build_worker(worker, parent, passed_ns, facts, links)
+
+    def _build_worker(
+        self,
+        worker: WorkerRecord,
+        parent: SpanContext | None,
+        passed_ns: int | None,
+        facts: _Attributes | None,
+        links: Sequence[Link],
+    ) -> None:
+        """Build the spans from the queue inwards; `facts` None: of a worker that nginx gave up."""
+        self._seed(worker.span_id)
+        info = self._path.info if facts is not None else None
+        first_ns, end_ns = _first_ns(worker), _end_ns(worker)
+        app_start_ns = worker.app_start_ns
+        segments = self._timing.segments
+        uwsgi = _build_resource(self._service + names.UWSGI_SUFFIX, info)
+        method = _describe_method(worker.method)
+        failed = worker.status is not None and worker.status >= 500
+        if facts is not None and passed_ns is not None and segments[_QUEUE] is not None:
+            attributes: _Attributes = {names.ROLE: names.QUEUE}
+            if worker.transport is not None:
+                attributes["network.transport"] = worker.transport
+            start_ns = min(max(passed_ns, worker.nginx_pass_ns or passed_ns), first_ns)
+            self._add("queue", self._new(1), parent, uwsgi, attributes, start_ns=start_ns, end_ns=first_ns)
+        if first_ns < app_start_ns or worker.accept_ns is not None or worker.parsed_ns is not None:
+            attributes = {names.ROLE: names.UWSGI, **method}
+            if worker.status is not None:
+                attributes["http.response.status_code"] = worker.status
+                if failed:
+                    attributes["error.type"] = str(worker.status)
+            parent = self._add(
+                _name_request(worker.method, worker.route),
+                self._new(2),
+                parent,
+                uwsgi,
+                attributes,
+                start_ns=first_ns,
+                end_ns=end_ns,
+                kind=SpanKind.SERVER,
+                status=_ERROR if failed else _UNSET,
+            )
+            parsed_ns = worker.parsed_ns
+            if parsed_ns is not None and (facts is None or segments[_GIL] is not None):
+                start_ns = max(first_ns, min(parsed_ns, app_start_ns))
+                attributes = {names.ROLE: names.GIL}
+                self._add(
+                    "gil",
+                    self._new(3),
+                    parent,
+                    uwsgi,
+                    attributes,
+                    start_ns=start_ns,
+                    end_ns=app_start_ns,
+                )
+        late_ns = (worker.exclusive_ns[-1] or 0) - (segments[_SEND] or 0)
+        attributes = _describe_worker(worker, self._shift_ns, method, facts, late_ns)
+        self._build_request(worker, parent, end_ns, info, attributes, links=links)
+
+    def _build_request(
+        self,
+        worker: WorkerRecord,
+        parent: SpanContext | None,
+        end_ns: int,
+        info: WriterInfo | None,
+        attributes: _Attributes,
+        *,
+        links: Sequence[Link],
+    ) -> None:
+        app_start_ns = worker.app_start_ns
+        resource = _build_resource(self._service, info)
+        request = self._add(
+            worker.span_name or _name_request(worker.method, worker.route),
+            self._context(worker.span_id),
+            parent,
+            resource,
+            attributes,
+            start_ns=app_start_ns,
+            end_ns=end_ns,
+            kind=SpanKind.SERVER,
+            status=_judge(worker),
+            events=_build_events(worker, end_ns),
+            links=links,
+        )
+        frames = [(app_start_ns, end_ns, request)]
+        view_ns, view_end_ns = worker.view_start_offset_ns, worker.view_end_offset_ns
+        if view_ns is not None and view_end_ns is not None:
+            start_ns = app_start_ns + view_ns
+            until_ns = max(start_ns, app_start_ns + view_end_ns)
+            view = self._add(
+                "view",
+                self._new(4),
+                request,
+                resource,
+                {names.ROLE: names.VIEW},
+                start_ns=start_ns,
+                end_ns=until_ns,
+            )
+            frames.append((start_ns, until_ns, view))
+        for number, (begin, end) in enumerate(_find_templates(worker.timeline)):
+            start_ns, until_ns = app_start_ns + begin, app_start_ns + end
+            template = self._add(
+                "template",
+                self._new(1_024 + number),
+                _innermost(frames[:2], start_ns, until_ns),
+                resource,
+                {names.ROLE: names.TEMPLATE},
+                start_ns=start_ns,
+                end_ns=until_ns,
+            )
+            frames.append((start_ns, until_ns, template))
+        for number, operation in enumerate(worker.operations):
+            self._build_operation(operation, number, app_start_ns, frames, resource)
+
+    def _build_operation(
+        self,
+        operation: Operation,
+        number: int,
+        app_start_ns: int,
+        frames: list[tuple[int, int, SpanContext]],
+        resource: Resource,
+    ) -> None:
+        start_ns = app_start_ns + operation.start_ns
+        end_ns = app_start_ns + operation.end_ns
+        attributes = _describe_operation(operation)
+        word = attributes.get("db.operation.name")
+        target = operation.namespace or operation.server_address
+        name = " ".join(part for part in (word or operation.kind, target) if part)
+        context = self._add(
+            name,
+            self._new(65_536 + 2 * number),
+            _innermost(frames, start_ns, end_ns),
+            resource,
+            attributes,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            kind=SpanKind.CLIENT,
+            status=_UNSET if operation.error is None else _ERROR,
+        )
+        if operation.first_byte_ns is not None:
+            self._add(
+                name,
+                self._new(65_537 + 2 * number),
+                context,
+                _build_resource(self._service + names.MYSQL_SUFFIX),
+                {names.ROLE: names.SERVER, "db.system.name": "mysql", names.MEASURED_BY: "client"},
+                start_ns=start_ns,
+                end_ns=app_start_ns + operation.first_byte_ns,
+                kind=SpanKind.SERVER,
+            )
+
+    def _seed(self, span_id: str) -> None:
+        """Choose the span from which further ids follow."""
+        digest = blake2b(f"{self._path.trace_id}{span_id}".encode(), digest_size=8).digest()
+        self._base = int.from_bytes(digest)
+
+    def _new(self, number: int) -> SpanContext:
+        """Return the context of a span that reqpath makes; `number` tells those of one seed apart."""
+        return SpanContext(self._trace_id, (self._base + number) & _MASK or 1, False, _SAMPLED)
+
+    def _context(self, span_id: str, *, remote: bool = False) -> SpanContext:
+        return SpanContext(self._trace_id, int(span_id, 16), remote, _SAMPLED)
+
+    def _add(
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        resource: Resource,
+        attributes: _Attributes,
+        *,
+        start_ns: int,
+        end_ns: int,
+        kind: SpanKind = SpanKind.INTERNAL,
+        status: Status = _UNSET,
+        events: Sequence[Event] = (),
+        links: Sequence[Link] = (),
+    ) -> SpanContext:
+        self.spans.append(
+            ReadableSpan(
+                name,
+                context,
+                parent,
+                resource,
+                attributes,
+                events,
+                links,
+                kind,
+                None,
+                status,
+                start_ns,
+                end_ns,
+                _SCOPE,
+            )
+        )
+        return context
+
+
+@lru_cache(maxsize=4_096)
+def _build_resource(service: str, info: WriterInfo | None = None) -> Resource:
+    """Build what is the same for all spans of a process, or of a tier that reqpath sees from outside.
+
+    Under it lies what `OTEL_RESOURCE_ATTRIBUTES` says.
+    """
+    attributes: dict[str, Any] = {"service.name": service}
+    if info is not None:
+        attributes |= {
+            "service.instance.id": info.writer_id,
+            "host.name": info.host,
+            "process.pid": info.pid,
+            "reqpath.version": info.reqpath_version,
+            "reqpath.created_ns": info.created_ns,
+            "reqpath.concurrency": info.concurrency,
+        }
+        for key in names.INFO_FIELDS:
+            value = getattr(info, key)
+            if value is not None:
+                attributes[f"reqpath.{key}"] = value
+    return OTELResourceDetector().detect().merge(Resource(attributes))
+
+
+def _place(path: RequestPath) -> tuple[RequestPath, int]:
+    """Move nginx's stamps to where the order of things lets them be; return by how much, too."""
+    if path.worker is None:
+        return path, 0
+    bounds = bound_offset(path.worker, path.nginx)
+    # Where no place is right, the request at least begins before the worker has it.
+    shift_ns = bounds.upper_ns if bounds.contradictory else bounds.correction_ns
+    return shift_nginx(path, shift_ns or 0), shift_ns or 0
+
+
+class _Placed(NamedTuple):
+    """An upstream attempt, from where to where its span is, and the workers that recorded it."""
+
+    attempt: Attempt
+    start_ns: int
+    end_ns: int
+    workers: list[WorkerRecord]
+
+
+def _place_attempts(path: RequestPath) -> list[_Placed]:
+    """Place the attempts one after the other, as nginx makes them, around what the workers recorded."""
+    worker, nginx = path.worker, path.nginx
+    assert nginx is not None
+    attempts = nginx.attempts
+    if not attempts:
+        return []
+    times_ns = [attempt.response_ns or 0 for attempt in attempts]
+    cursor_ns = nginx.end_ns - sum(times_ns)
+    stamps: tuple[int | None, ...] = (nginx.start_ns, nginx.pass_ns)
+    if worker is not None:
+        cursor_ns = min(cursor_ns, _first_ns(worker))
+        stamps = (nginx.start_ns, worker.nginx_start_ns, nginx.pass_ns, worker.nginx_pass_ns)
+    for stamp_ns in stamps:
+        cursor_ns = cursor_ns if stamp_ns is None else stamp_ns
+    starts_ns = [cursor_ns]
+    for time_ns in times_ns:
+        starts_ns.append(starts_ns[-1] + time_ns)
+    workers: list[list[WorkerRecord]] = [[] for _ in attempts]
+    # Each time is rounded to a millisecond, and the stamp before them may be as well.
+    tolerance_ns = (len(attempts) + 1) * _MS
+    for record in (*path.retried, worker) if worker is not None else ():
+        first_ns = _first_ns(record) + tolerance_ns
+        workers[max(0, *(i for i in range(len(attempts)) if starts_ns[i] <= first_ns))].append(record)
+    placed = []
+    for i, attempt in enumerate(attempts):
+        end_ns = min(starts_ns[i + 1], nginx.end_ns)
+        if i == len(attempts) - 1 and attempt.response_ns is None:
+            end_ns = nginx.end_ns
+        start_ns = min((starts_ns[i], end_ns, *map(_first_ns, workers[i])))
+        placed.append(
+            _Placed(attempt, start_ns, max((start_ns, end_ns, *map(_end_ns, workers[i]))), workers[i])
+        )
+    return placed
+
+
+def _first_ns(worker: WorkerRecord) -> int:
+    """Return when the worker's side had the request: accepted, else parsed, else the app entered."""
+    app_start_ns = worker.app_start_ns
+    accept_ns, parsed_ns = worker.accept_ns, worker.parsed_ns
+    return min(
+        app_start_ns if accept_ns is None else accept_ns,
+        app_start_ns if parsed_ns is None else parsed_ns,
+        app_start_ns,
+    )
+
+
+def _end_ns(worker: WorkerRecord) -> int:
+    """Return the end of the worker's spans: when the body was closed, or the last that is known."""
+    end_ns = worker.closed_offset_ns
+    if end_ns is None:
+        end_ns = sum(filter(None, worker.exclusive_ns))
+    for operation in worker.operations:
+        end_ns = max(end_ns, operation.end_ns)
+    return worker.app_start_ns + max(end_ns, worker.view_end_offset_ns or 0)
+
+
+def _find_templates(timeline: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield from when to when templates were rendered, the database calls in them included."""
+    start_ns = None
+    for segment, at_ns in zip(timeline[::2], timeline[1::2], strict=True):
+        if segment == _TEMPLATE:
+            if start_ns is None:
+                start_ns = at_ns
+        elif start_ns is not None and segment not in _MYSQL:
+            yield start_ns, at_ns
+            start_ns = None
+    if start_ns is not None:
+        yield start_ns, timeline[-1]
+
+
+def _innermost(frames: list[tuple[int, int, SpanContext]], start_ns: int, end_ns: int) -> SpanContext:
+    """Return the last of the frames that holds the interval; the first holds all."""
+    found = frames[0][2]
+    for frame_start_ns, frame_end_ns, context in frames[1:]:
+        if frame_start_ns <= start_ns and end_ns <= frame_end_ns:
+            found = context
+    return found
+
+
+def _name_request(method: str, route: str | None) -> str:
+    """Name a server's span. Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/#name."""
+    method = method if method in METHODS else "HTTP"
+    return f"{method} {route}" if route else method
+
+
+def _describe_method(method: str) -> _Attributes:
+    if method in METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": method}
+
+
+def _describe_host(host: str | None) -> _Attributes:
+    """Split a Host header; one that is not name and port is kept whole."""
+    if host is None:
+        return {}
+    address, colon, port = host.rpartition(":")
+    if colon and address and _PORT.fullmatch(port) and (":" not in address or address.endswith("]")):
+        return {"server.address": address, "server.port": int(port)}
+    return {"server.address": host}
+
+
+def _describe_protocol(protocol: str | None) -> _Attributes:
+    if protocol is None:
+        return {}
+    match = _PROTOCOL.fullmatch(protocol)
+    if match is None:
+        return {names.PROTOCOL: protocol}
+    major, minor = match.groups()
+    return {"network.protocol.version": major if minor == "0" and major >= "2" else f"{major}.{minor}"}
+
+
+def _describe_timing(timing: Timing) -> _Attributes:
+    facts: _Attributes = {
+        key: value
+        for key, value in zip(names.SEGMENT_KEYS, timing.segments, strict=True)
+        if value is not None
+    }
+    facts[names.TOTAL] = timing.total_ns
+    facts[names.RESIDUAL] = timing.residual_ns
+    facts[names.RESOLUTION] = timing.resolution_ns
+    if timing.missing:
+        facts[names.MISSING] = timing.missing
+    if timing.skewed:
+        facts[names.SKEWED] = timing.skewed
+    if timing.clamped:
+        facts[names.CLAMPED] = timing.clamped
+    if timing.abandoned:
+        facts[names.ABANDONED] = True
+    return facts
+
+
+def _describe_line(nginx: NginxRecord, start_ns: int, shift_ns: int, method: _Attributes) -> _Attributes:
+    attributes: _Attributes = {
+        names.ROLE: names.NGINX,
+        **method,
+        "url.path": nginx.path,
+        **_describe_host(nginx.host),
+        **_describe_protocol(nginx.protocol),
+    }
+    for key, value in zip(names.NGINX_FIELDS, _nginx_fields(nginx), strict=True):
+        if value is not None:
+            attributes[key] = value
+    for key, value in zip(names.NGINX_INSTANTS.values(), _nginx_instants(nginx), strict=True):
+        if value is not None:
+            attributes[key] = value - shift_ns - start_ns
+    if nginx.status is not None and nginx.status >= 500:
+        attributes["error.type"] = str(nginx.status)
+    elif nginx.status == _CLIENT_CLOSED:
+        attributes[names.CLIENT_GONE] = True
+    if not nginx.sampled:
+        attributes[names.NOT_SAMPLED] = True
+    return attributes
+
+
+def _describe_attempt(attempt: Attempt, number: int, method: _Attributes) -> _Attributes:
+    attributes: _Attributes = {
+        names.ROLE: names.ATTEMPT,
+        names.ATTEMPT_NUMBER: number,
+        **method,
+        names.UPSTREAM: attempt.address,
+    }
+    if attempt.address.startswith("unix:"):
+        attributes["network.transport"] = "unix"
+        attributes["server.address"] = attempt.address.removeprefix("unix:")
+    else:
+        attributes["network.transport"] = "tcp"
+        attributes |= _describe_host(attempt.address)
+    for key, value in zip(names.ATTEMPT_FIELDS, _attempt_fields(attempt), strict=True):
+        if value is not None:
+            attributes[key] = value
+    if number:
+        attributes["http.request.resend_count"] = number
+    if attempt.status is None:
+        attributes["error.type"] = "_OTHER"
+    elif attempt.status >= 400:
+        attributes["error.type"] = str(attempt.status)
+    return attributes
+
+
+def _describe_worker(
+    worker: WorkerRecord, shift_ns: int, method: _Attributes, facts: _Attributes | None, late_ns: int
+) -> _Attributes:
+    """Describe the request; `facts` are its whole path's times, None for a worker that nginx gave up."""
+    attributes: _Attributes = {
+        names.ROLE: names.REQUEST,
+        **method,
+        "url.path": worker.path,
+        **_describe_host(worker.host),
+    }
+    if worker.route is not None:
+        attributes["http.route"] = worker.route
+    if worker.status is not None:
+        attributes["http.response.status_code"] = worker.status
+    if worker.exception is not None:
+        attributes["error.type"] = worker.exception[0]
+    elif worker.status is not None and worker.status >= 500:
+        attributes["error.type"] = str(worker.status)
+    for key, value in zip(names.WORKER_FIELDS, _worker_fields(worker), strict=True):
+        if value is not None:
+            attributes[key] = value
+    before_ns = worker.app_start_ns
+    for field, key in names.WORKER_INSTANTS.items():
+        value = getattr(worker, field)
+        if value is not None:
+            attributes[key] = value - before_ns - (shift_ns if field.startswith("nginx") else 0)
+    if facts is None:
+        attributes[names.RETRIED] = True
+        for key, value in zip(_WORKER_SEGMENT_KEYS, worker.exclusive_ns, strict=True):
+            if value is not None:
+                attributes[key] = value
+    else:
+        attributes |= facts
+        if late_ns:
+            attributes[names.LATE] = late_ns
+    if worker.dropped_operations:
+        attributes[names.DROPPED_OPERATIONS] = worker.dropped_operations
+    if worker.rejected_stamps:
+        attributes[names.REJECTED_STAMPS] = worker.rejected_stamps
+    if worker.timeline:
+        attributes[names.TIMELINE] = " ".join(map(str, worker.timeline))
+    if worker.span_status is not None:
+        attributes[names.APP_STATUS] = True
+    if not worker.sampled:
+        attributes[names.NOT_SAMPLED] = True
+    if worker.attributes:
+        _add_attributes_of_app(attributes, worker.attributes)
+    return attributes
+
+
+def _add_attributes_of_app(attributes: _Attributes, of_app: dict[str, AttributeValue]) -> None:
+    """Let what the app set stand, as an SDK does, and keep reqpath's own values beside it."""
+    doubled = [key for key in of_app if key in names.REQUEST_KEYS]
+    for key in doubled:
+        if key in attributes:
+            attributes[names.OWN + key] = attributes[key]
+    attributes.update(of_app)
+    if doubled:
+        attributes[names.APP_ATTRIBUTES] = doubled
+
+
+def _describe_operation(operation: Operation) -> _Attributes:
+    attributes: _Attributes = {names.ROLE: names.OPERATION, "db.system.name": "mysql"}
+    for key, value in zip(names.OPERATION_FIELDS, _operation_fields(operation), strict=True):
+        if value is not None:
+            attributes[key] = value
+    word = None
+    if operation.kind != "query":
+        word = operation.kind.upper() if operation.kind in ("commit", "rollback") else None
+    elif operation.statement is not None:
+        word = _name_statement(operation.statement)
+    if word is not None:
+        attributes["db.operation.name"] = word
+    if operation.rows is not None:
+        attributes[names.RETURNED_ROWS if word in _RETURNING else names.AFFECTED_ROWS] = operation.rows
+    if operation.first_byte_ns is not None:
+        attributes[names.FIRST_BYTE] = operation.first_byte_ns - operation.start_ns
+    if operation.error is not None:
+        kind, separator, code = operation.error.partition(": ")
+        attributes["error.type"] = kind
+        if separator:
+            attributes["db.response.status_code"] = code
+    if operation.concurrent:
+        attributes[names.CONCURRENT] = True
+    for name, duration_ns in operation.phases:
+        attributes[f"{names.PHASE}{name}_ns"] = duration_ns
+    return attributes
+
+
+@lru_cache(maxsize=4_096)
+def _name_statement(statement: str) -> str | None:
+    """Return the word that a statement begins with, which is what it does; None where it has none."""
+    match = _WORD.match(statement)
+    return None if match is None else match[1].upper()
+
+
+def _judge(worker: WorkerRecord) -> Status:
+    """Return the span's status: the app's own word for it comes first."""
+    if worker.span_status is not None:
+        code, description = worker.span_status
+        return _OK if code == "OK" else Status(StatusCode.ERROR, description)
+    if worker.exception is not None:
+        return Status(StatusCode.ERROR, f"{worker.exception[0]}: {worker.exception[1]}")
+    return _ERROR if worker.status is not None and worker.status >= 500 else _UNSET
+
+
+def _build_events(worker: WorkerRecord, end_ns: int) -> tuple[Event, ...]:
+    """Return the app's events, and the exception that left it, at the end: its instant was not noted."""
+    if not worker.events and worker.exception is None:
+        return ()
+    events = [
+        Event(event.name, event.attributes, max(0, min(worker.app_start_ns + event.time_ns, _MASK)))
+        for event in worker.events
+    ]
+    if worker.exception is not None:
+        kind, message, stack = worker.exception
+        attributes: dict[str, AttributeValue] = {
+            "exception.type": kind,
+            "exception.message": message,
+            "exception.stacktrace": stack,
+            names.UNHANDLED: True,
+        }
+        events.append(Event("exception", attributes, end_ns))
+    return tuple(events)
