@@ -40,6 +40,8 @@ class Joiner:
         self._workers: dict[_Key, tuple[_Worker, ...]] = {}
         #: Also those of retried requests whose workers are above: a further one may come.
         self._lines: dict[_Key, NginxRecord] = {}
+        #: Those that waited at the last `release_aged`.
+        self._aged: set[_Key] = set()
 
     @property
     def held(self) -> int:
@@ -79,6 +81,13 @@ class Joiner:
         }
         return [self._take(key) for key in late]
 
+    def release_aged(self) -> list[RequestPath]:
+        """Return what waited at the last call too: called at intervals, it lets each wait for one to two."""
+        held = self._workers.keys() | self._lines.keys()
+        late = held & self._aged
+        self._aged = held - late
+        return [self._take(key) for key in late]
+
     def flush(self) -> Iterator[RequestPath]:
         """Yield everything that still waits."""
         for key in [*self._workers, *(key for key in self._lines if key not in self._workers)]:
@@ -97,6 +106,9 @@ class Joiner:
             # A retried request waits: an earlier worker may still be at it, and its record come later.
             workers = self._workers.pop(key, None) if attempts == 1 else None
             if workers is None:
+                if (same := self._lines.pop(key, None)) is not None:
+                    # A log that is read twice.
+                    paths.append(_build_path((), same))
                 self._lines[key] = line
             else:
                 paths.append(_build_path(workers, line))
