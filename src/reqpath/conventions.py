@@ -8,8 +8,10 @@ a name it is theirs; ours begin with `reqpath.`. docs/spans.md says what each of
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final
 
+from reqpath.path import METHODS
 from reqpath.tiers import NAMES
 
 #: Name of the instrumentation scope of all of reqpath's spans.
@@ -28,6 +30,12 @@ VIEW: Final = "view"
 TEMPLATE: Final = "template"
 OPERATION: Final = "operation"
 SERVER: Final = "server"
+
+#: Of the ids that `derive_base` gives, those of these spans begin here; an operation takes two, the second for
+#: its server's.
+FIRST_ATTEMPT: Final = 16
+FIRST_TEMPLATE: Final = 1_024
+FIRST_OPERATION: Final = 65_536
 
 #: Appended to the app's `service.name`, one for each tier but the app's own.
 NGINX_SUFFIX: Final = "-nginx"
@@ -185,3 +193,17 @@ REQUEST_KEYS: Final = frozenset(
         NOT_SAMPLED,
     )
 )
+
+
+def derive_base(trace_id: str, span_id: str) -> int:
+    """Return the number from which the ids of spans that reqpath makes around this one are counted.
+
+    A function of the two ids alone, so that a path that is exported again has the same spans.
+    """
+    return int.from_bytes(blake2b(f"{trace_id}{span_id}".encode(), digest_size=8).digest())
+
+
+def name_request(method: str, route: str | None) -> str:
+    """Name a server's span. Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/#name."""
+    method = method if method in METHODS else "HTTP"
+    return f"{method} {route}" if route else method

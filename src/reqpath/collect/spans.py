@@ -23,7 +23,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -55,6 +54,8 @@ _ERROR: Final = Status(StatusCode.ERROR)
 _OK: Final = Status(StatusCode.OK)
 _MASK: Final = (1 << 64) - 1
 _MS: Final = 1_000_000
+#: An app can give its events any instant; readers take 63 bits.
+_LATEST_NS: Final = (1 << 63) - 1
 
 _TEMPLATE: Final = WORKER_SEGMENTS.index("flask.template")
 _MYSQL: Final = frozenset(i for i, name in enumerate(WORKER_SEGMENTS) if name.startswith("mysql."))
@@ -109,7 +110,7 @@ def build_spans(
 class _Builder:
     """The spans of one path as they come to be."""
 
-    __slots__ = ("_base", "_made", "_name", "_path", "_service", "_shift_ns", "_timing", "_trace_id", "spans")
+    __slots__ = ("_base", "_name", "_path", "_service", "_shift_ns", "_timing", "_trace_id", "spans")
 
     def __init__(self, path: RequestPath, timing: Timing, service: str) -> None:
         self.spans: list[ReadableSpan] = []
@@ -119,8 +120,8 @@ class _Builder:
             path, self._shift_ns = _place(path)
         self._path, self._timing, self._service = path, timing, service
         self._trace_id = int(path.trace_id, 16)
-        self._name = _name_request(path.method, path.worker.route if path.worker else None)
-        self._base, self._made = 0, 0
+        self._name = names.name_request(path.method, path.worker.route if path.worker else None)
+        self._base = 0
 
     def build(self, facts: _Attributes) -> None:
         path = self._path
@@ -169,7 +170,7 @@ class _Builder:
             self._seed(nginx.span_id)
             context = self._add(
                 f"{method['http.request.method']} upstream",
-                self._new(16 + number),
+                self._new(names.FIRST_ATTEMPT + number),
                 root,
                 resource,
                 _describe_attempt(attempt, number, method),
@@ -244,7 +245,7 @@ class _Builder:
                 if failed:
                     attributes["error.type"] = str(worker.status)
             parent = self._add(
-                _name_request(worker.method, worker.route),
+                names.name_request(worker.method, worker.route),
                 self._new(2),
                 parent,
                 uwsgi,
@@ -284,7 +285,7 @@ class _Builder:
         app_start_ns = worker.app_start_ns
         resource = _build_resource(self._service, info)
         request = self._add(
-            worker.span_name or _name_request(worker.method, worker.route),
+            worker.span_name or names.name_request(worker.method, worker.route),
             self._context(worker.span_id),
             parent,
             resource,
@@ -315,7 +316,7 @@ class _Builder:
             start_ns, until_ns = app_start_ns + begin, app_start_ns + end
             template = self._add(
                 "template",
-                self._new(1_024 + number),
+                self._new(names.FIRST_TEMPLATE + number),
                 _innermost(frames[:2], start_ns, until_ns),
                 resource,
                 {names.ROLE: names.TEMPLATE},
@@ -342,7 +343,7 @@ class _Builder:
         name = " ".join(part for part in (word or operation.kind, target) if part)
         context = self._add(
             name,
-            self._new(65_536 + 2 * number),
+            self._new(names.FIRST_OPERATION + 2 * number),
             _innermost(frames, start_ns, end_ns),
             resource,
             attributes,
@@ -354,7 +355,7 @@ class _Builder:
         if operation.first_byte_ns is not None:
             self._add(
                 name,
-                self._new(65_537 + 2 * number),
+                self._new(names.FIRST_OPERATION + 2 * number + 1),
                 context,
                 _build_resource(self._service + names.MYSQL_SUFFIX),
                 {names.ROLE: names.SERVER, "db.system.name": "mysql", names.MEASURED_BY: "client"},
@@ -365,8 +366,7 @@ class _Builder:
 
     def _seed(self, span_id: str) -> None:
         """Choose the span from which further ids follow."""
-        digest = blake2b(f"{self._path.trace_id}{span_id}".encode(), digest_size=8).digest()
-        self._base = int.from_bytes(digest)
+        self._base = names.derive_base(self._path.trace_id, span_id)
 
     def _new(self, number: int) -> SpanContext:
         """Return the context of a span that reqpath makes; `number` tells those of one seed apart."""
@@ -530,12 +530,6 @@ def _innermost(frames: list[tuple[int, int, SpanContext]], start_ns: int, end_ns
         if frame_start_ns <= start_ns and end_ns <= frame_end_ns:
             found = context
     return found
-
-
-def _name_request(method: str, route: str | None) -> str:
-    """Name a server's span. Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/#name."""
-    method = method if method in METHODS else "HTTP"
-    return f"{method} {route}" if route else method
 
 
 def _describe_method(method: str) -> _Attributes:
@@ -743,7 +737,7 @@ def _build_events(worker: WorkerRecord, end_ns: int) -> tuple[Event, ...]:
     if not worker.events and worker.exception is None:
         return ()
     events = [
-        Event(event.name, event.attributes, max(0, min(worker.app_start_ns + event.time_ns, _MASK)))
+        Event(event.name, event.attributes, max(1, min(worker.app_start_ns + event.time_ns, _LATEST_NS)))
         for event in worker.events
     ]
     if worker.exception is not None:
