@@ -602,7 +602,7 @@ def test_a_record_longer_than_a_batch_is_read(spool: str, writer: SpoolWriter) -
 def test_a_record_within_a_damaged_frame_is_not_brought_forth(spool: str, writer: SpoolWriter) -> None:
     write(writer)
     # As long as makes its length begin with 0xc1, the one byte that msgpack has no use for.
-    inner = encode(make_worker_record(sequence=1, span_name="x" * 30))
+    inner = encode(make_worker_record(sequence=1, span_name="x" * 29))
     assert len(inner) == 0xC1
     writer.append(len(inner).to_bytes(4, "little") + inner)
     reader = SpoolReader(spool)

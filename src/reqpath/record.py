@@ -123,6 +123,10 @@ class WorkerRecord(msgspec.Struct, array_like=True, tag=1, gc=False):
     rejected_stamps: list[str] = []
     #: The server called `close()`: it had sent the body. None where there was nothing to close.
     closing_offset_ns: int | None = None
+    #: When the request entered which segment: (index in `tiers.WORKER_SEGMENTS`, ns) of each switch, flat;
+    #: the last one is the end. Kept where a template was rendered, whose instants nothing else has, and empty
+    #: where there were too many switches to keep.
+    timeline: list[int] = []
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):

@@ -34,7 +34,6 @@ from reqpath.worker.recorder import (
     QUERY,
     VIEW,
     RequestRecorder,
-    build_recorder,
     current,
 )
 
@@ -75,7 +74,8 @@ def _request(monotonic_ns: Callable[[], int] = time.perf_counter_ns) -> Iterator
     record = WorkerRecord(
         "1" * 32, "2" * 16, "", True, 0, "GET", "/", None, None, 0, None, [0] * len(WORKER_SEGMENTS)
     )
-    recorder = build_recorder(record, VIEW, monotonic_ns(), monotonic_ns, 500)
+    now_ns = monotonic_ns()
+    recorder = RequestRecorder(record, [VIEW, now_ns], now_ns, monotonic_ns, 500, threading.get_ident())
     token = current.set(recorder)
     try:
         yield recorder
@@ -369,14 +369,6 @@ def test_another_threads_operation_is_in_no_segment(driver: ModuleType) -> None:
     assert operation.statement == "SELECT ?"
     assert operation.end_ns - operation.start_ns == 1207
     assert recorder.exclusive_ns[QUERY] == recorder.exclusive_ns[FETCH] == 0
-
-
-def test_a_record_that_knew_of_no_database_learns_of_it(driver: ModuleType) -> None:
-    with _request() as recorder:
-        recorder.record.exclusive_ns[CONNECT : COMMIT + 1] = [None] * 4
-        _Replay(_TWO_ROWS).connected(driver).query("SELECT 1")
-
-    assert recorder.record.exclusive_ns[COMMIT] == 0
 
 
 def test_a_release_without_the_private_names_is_measured_by_the_public_ones(plain: ModuleType) -> None:

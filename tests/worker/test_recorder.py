@@ -15,7 +15,6 @@ from reqpath.worker.recorder import (
     MAX_EVENTS,
     MAX_TEXT,
     RequestRecorder,
-    build_recorder,
     current,
     describe_exception,
 )
@@ -25,8 +24,13 @@ from tests.factories import make_worker_record
 
 def make_recorder(clock: FakeClock, max_operations: int = 500) -> RequestRecorder:
     record = make_worker_record(exclusive_ns=[0] * len(WORKER_SEGMENTS))
-    return build_recorder(
-        record, segments.MIDDLEWARE, clock.monotonic_ns, lambda: clock.monotonic_ns, max_operations
+    return RequestRecorder(
+        record,
+        [segments.MIDDLEWARE, clock.monotonic_ns],
+        clock.monotonic_ns,
+        lambda: clock.monotonic_ns,
+        max_operations,
+        threading.get_ident(),
     )
 
 
@@ -38,7 +42,7 @@ def test_the_time_since_the_last_switch_goes_to_the_segment_that_was_current(fak
     assert recorder.switch(segments.QUERY) == segments.VIEW
     assert recorder.last_ns == fake_clock.monotonic_ns
     assert recorder.offset_ns() == 12
-    assert [value for value in recorder.record.exclusive_ns if value] == [5, 7]
+    assert [value for value in recorder.exclusive_ns if value] == [5, 7]
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, len(WORKER_SEGMENTS) - 1), st.integers(0, 10**9))))
@@ -50,7 +54,7 @@ def test_segments_add_up_to_the_time_that_went_by(steps: list[tuple[int, int]]) 
         expected[recorder.segment] += duration_ns
         clock.advance(duration_ns)
         recorder.switch(segment)
-    assert recorder.record.exclusive_ns == expected
+    assert recorder.exclusive_ns == expected
     assert sum(expected) == recorder.offset_ns()
 
 

@@ -14,6 +14,7 @@ from wsgiref.validate import validator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jinja2 import Template
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
@@ -868,7 +869,7 @@ def test_a_clock_that_fails_at_any_point_changes_nothing(
     [
         "reqpath.worker.wsgi.encode",
         "reqpath.worker.wsgi.build_span_context",
-        "reqpath.worker.wsgi.build_recorder",
+        "reqpath.worker.wsgi.RequestRecorder",
         "reqpath.worker.wsgi.WorkerRecord",
         "reqpath.worker.wsgi.read_stamps",
         "reqpath.worker.wsgi.SpoolWriter.append",
@@ -1080,3 +1081,24 @@ def test_the_segments_add_up_to_the_time_in_the_worker(
     server.result.close()
     record = record_of()
     assert sum(filter(None, record.exclusive_ns)) == record.closed_offset_ns
+
+
+def test_a_template_leaves_the_instants_of_its_segments(
+    spool: str, record_of: Callable[[], WorkerRecord]
+) -> None:
+    def render(environ: Any, start_response: Any) -> list[bytes]:
+        text = Template("{{ 6 * 7 }}").render()
+        start_response("200 OK", [])
+        return [text.encode()]
+
+    middleware = RequestMiddleware(render, spool=spool)
+    assert Server(middleware).get() == b"42"
+    record = record_of()
+    entered, instants_ns = record.timeline[::2], record.timeline[1::2]
+    assert entered.count(segments.TEMPLATE) >= 1
+    assert instants_ns[0] == 0
+    assert instants_ns[-1] == record.closed_offset_ns
+    spent_ns = [0] * len(WORKER_SEGMENTS)
+    for segment, start_ns, end_ns in zip(entered, instants_ns, instants_ns[1:], strict=False):
+        spent_ns[segment] += end_ns - start_ns
+    assert spent_ns == [value or 0 for value in record.exclusive_ns]

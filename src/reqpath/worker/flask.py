@@ -76,23 +76,26 @@ class ReqPath:
         finalize_request = app.finalize_request
         do_teardown_appcontext = app.do_teardown_appcontext
 
+        # These run for each request, so the switches are written out.
+
         def hooked_request_context(environ: Any, *args: Any, **kwargs: Any) -> Any:
             recorder = current.get()
             if (
                 recorder is not None
-                and environ.get(ENVIRON_KEY) is recorder
                 # A view may make a further context of the request's environ.
-                and recorder.record.flask_start_offset_ns is None
+                and (record := recorder.record).flask_start_offset_ns is None
+                and environ.get(ENVIRON_KEY) is recorder
             ):
-                recorder.switch(FRAMEWORK)
-                recorder.record.flask_start_offset_ns = recorder.last_ns - recorder.base_ns
+                now_ns = recorder.monotonic_ns()
+                recorder.marks += (FRAMEWORK, now_ns)
+                record.flask_start_offset_ns = now_ns - recorder.base_ns
                 recorder.flask_context = context = request_context(environ, *args, **kwargs)
                 return context
             return request_context(environ, *args, **kwargs)
 
         def hooked_dispatch_request(*args: Any, **kwargs: Any) -> Any:
             recorder = current.get()
-            if recorder is None or recorder.segment != FRAMEWORK:
+            if recorder is None or (marks := recorder.marks)[-2] != FRAMEWORK:
                 return dispatch_request(*args, **kwargs)
             record = recorder.record
             try:
@@ -104,13 +107,15 @@ class ReqPath:
                     record.route = rule.rule
             except Exception:
                 note_fault("reading the route")
-            previous = recorder.switch(VIEW)
-            record.view_start_offset_ns = recorder.last_ns - recorder.base_ns
+            now_ns = recorder.monotonic_ns()
+            marks += (VIEW, now_ns)
+            record.view_start_offset_ns = now_ns - recorder.base_ns
             try:
                 return dispatch_request(*args, **kwargs)
             finally:
-                recorder.switch(previous)
-                record.view_end_offset_ns = recorder.last_ns - recorder.base_ns
+                now_ns = recorder.monotonic_ns()
+                marks += (FRAMEWORK, now_ns)
+                record.view_end_offset_ns = now_ns - recorder.base_ns
 
         # Only where nothing between Flask and reqpath can turn a body in memory into one that is made later.
         middleware = app.extensions[_EXTENSION]
@@ -145,11 +150,11 @@ class ReqPath:
                 # Before the response has started, it is an app context of the app's own within the request.
                 if (
                     recorder is not None
-                    and recorder.segment == FRAMEWORK
+                    and recorder.marks[-2] == FRAMEWORK
                     and recorder.record.response_start_offset_ns is not None
                     and threading.get_ident() == recorder.owner
                 ):
-                    recorder.switch(MIDDLEWARE)
+                    recorder.marks += (MIDDLEWARE, recorder.monotonic_ns())
 
         def note_exception(_sender: Any, exception: BaseException, **_extra: Any) -> None:
             recorder = current.get()

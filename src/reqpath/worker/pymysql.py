@@ -19,7 +19,7 @@ import socket
 import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 from reqpath.record import Operation, Transport
 from reqpath.settings import Settings, Sql
@@ -33,16 +33,15 @@ _Kind = Literal["connect", "query", "commit", "rollback", "ping"]
 #: The attribute of a connection that holds its `_Link`, and that of the class which holds the `_Policy`.
 _LINK: Final = "_reqpath_link"
 _POLICY: Final = "_reqpath_policy"
-#: `state` of a link. While it is opened, what runs on it is part of that; while a command of the request's
-#: own thread is under way, so is what the command calls.
-_IDLE: Final = 0
-_OPENING: Final = 1
-_WAITING: Final = 2
+#: `busy_with` of a link while the connection is opened: what runs on it is part of that.
+_OPENING: Final = "opening"
 #: `first_byte_ns` of a link: no reply yet; a reply that asked for a file, so that no fetching follows.
 _NOT_YET: Final = 0
 _ASKED_FOR_FILE: Final = -1
 #: Making the dicts of fewer rows takes less than to time it (3 µs), so it stays where the call was made.
 _MANY_ROWS: Final = 10
+#: Of all operations but a connect, whose list is its own.
+_NO_PHASES: Final[list[tuple[str, int]]] = []
 #: What PyMySQL says for the rows of an unbuffered result.
 _UNKNOWN_ROWS: Final = (1 << 64) - 1
 #: SERVER_STATUS_NO_BACKSLASH_ESCAPES. Source: MySQL's include/mysql_com.h.
@@ -70,6 +69,7 @@ def install(settings: Settings) -> bool:
             _install(connections, cursors, _Policy(settings.sql))
         else:
             policy.sql = min(policy.sql, settings.sql, key=_STRICTNESS.index)
+            policy.verbatim = policy.sql == "verbatim"
             policy.texts = {}
     except Exception:
         note_fault("hooking PyMySQL")
@@ -163,10 +163,11 @@ def _adapt(original: _Method, parameters: tuple[str, ...], hook: Callable[[_Meth
 class _Policy:
     """What the hooks keep, and what they can see in this release of PyMySQL."""
 
-    __slots__ = ("sees_first_byte", "sees_phases", "sql", "texts")
+    __slots__ = ("sees_first_byte", "sees_phases", "sql", "texts", "verbatim")
 
     def __init__(self, sql: Sql) -> None:
         self.sql = sql
+        self.verbatim = sql == "verbatim"
         self.sees_first_byte = False
         self.sees_phases = False
         #: What is kept of the statements seen, by what a hook was given; of one setting of `sql`.
@@ -181,6 +182,7 @@ class _Link:
         "batch_size",
         "batch_statement",
         "batch_total",
+        "busy_with",
         "first_byte_ns",
         "greeted_ns",
         "handshaken_ns",
@@ -189,11 +191,9 @@ class _Link:
         "number",
         "operation",
         "port",
-        "request_ns",
         "rows",
         "socket_ns",
         "start_ns",
-        "state",
         "statement",
         "tls_ns",
         "transport",
@@ -205,7 +205,8 @@ class _Link:
         self.address: str | None = None
         self.port: int | None = None
         self.namespace: str | None = None
-        self.state = _IDLE
+        #: The request whose operation is under way, and with it all that it calls; or `_OPENING`.
+        self.busy_with: RequestRecorder | str | None = None
         self.first_byte_ns = _NOT_YET
         #: What `Cursor.execute` was given, for the `Connection.query` inside it, and how many sets it holds.
         self.statement: object = None
@@ -213,9 +214,8 @@ class _Link:
         #: What `Cursor.executemany` was given, for the `execute` inside it.
         self.batch_statement: object = None
         self.batch_total: int | None = None
-        #: The latest operation and the request it is of, as its start, for what is read of the reply later.
+        #: The latest operation, for what is read of the reply later.
         self.operation: Operation | None = None
-        self.request_ns = 0
         self.rows = 0
         # Of the opening.
         self.monotonic_ns: Callable[[], int] | None = None
@@ -232,20 +232,19 @@ class _Link:
 def _hook_query(original: _Method, policy: _Policy) -> _Method:
     """Time `Connection.query`, by which all statements go."""
 
-    # The hook that runs many times in a request: the switch and the look-up of the text are written out,
-    # since a call costs as much as what is in it.
+    # The hook that runs many times in a request: what it needs is written out, since a call costs as much as
+    # what is in it.
     @functools.wraps(original)
     def query(self: Any, sql: Any, unbuffered: Any = False) -> Any:
         recorder = current.get()
         if recorder is None:
             return original(self, sql, unbuffered)
         link: _Link | None = self._reqpath_link or _link_of(self)
-        if link is None or link.state:
+        if link is None or link.busy_with is not None:
             return original(self, sql, unbuffered)
         template = link.statement
-        if template is None or policy.sql == "verbatim":
+        if template is None or policy.verbatim:
             template = sql
-        link.statement = None
         try:
             statement = None if self.server_status & _NO_BACKSLASH_ESCAPES else policy.texts.get(template)
         except Exception:
@@ -255,24 +254,62 @@ def _hook_query(original: _Method, policy: _Policy) -> _Method:
         if threading.get_ident() != recorder.owner:
             return _run_beside(original, self, (sql, unbuffered), {}, "query", statement)
         try:
-            if (exclusive_ns := recorder.exclusive_ns)[QUERY] is None:
-                _know_segments(recorder)
-            previous = recorder.segment
+            marks = recorder.marks
+            previous = marks[-2]
             start_ns = recorder.monotonic_ns()
-            exclusive_ns[previous] += start_ns - recorder.last_ns
-            recorder.last_ns = start_ns
-            recorder.segment = QUERY
+            marks += (QUERY, start_ns)
         except Exception:
             note_fault("the change of a segment")
             return original(self, sql, unbuffered)
         link.first_byte_ns = _NOT_YET
-        link.state = _WAITING
+        link.busy_with = recorder
         try:
             result = original(self, sql, unbuffered)
         except BaseException as error:
-            _end_operation(link, recorder, policy, previous, "query", start_ns, statement, None, error)
+            _end_operation(link, recorder, policy, previous, "query", start_ns, statement, error)
             raise
-        _end_operation(link, recorder, policy, previous, "query", start_ns, statement, result)
+        link.busy_with = None
+        try:
+            end_ns = recorder.monotonic_ns()
+            marks += (previous, end_ns)
+            base_ns = recorder.base_ns
+            first_byte_ns: int | None = link.first_byte_ns
+            if first_byte_ns > _NOT_YET:  # type: ignore[operator]  # None from here on
+                fetch_ns: int | None = end_ns - first_byte_ns  # type: ignore[operator]
+                first_byte_ns -= base_ns  # type: ignore[operator]
+            else:
+                first_byte_ns, fetch_ns = _bytes_of_one_packet(link, policy, end_ns - base_ns)
+            if result.__class__ is not int or result >= _UNKNOWN_ROWS:
+                # An unbuffered result's, or not PyMySQL's.
+                result_rows = None
+                link.rows = 0
+            else:
+                result_rows = result
+            link.operation = operation = Operation(
+                "query",
+                start_ns - base_ns,
+                end_ns - base_ns,
+                first_byte_ns,
+                statement,
+                result_rows,
+                None,
+                link.transport,
+                link.address,
+                link.port,
+                link.namespace,
+                link.batch_size,
+                False,
+                _NO_PHASES,
+                link.number,
+                fetch_ns,
+            )
+            operations = recorder.record.operations
+            if len(operations) < recorder.max_operations:
+                operations.append(operation)
+            else:
+                recorder.drop_operation()
+        except Exception:
+            note_fault("recording a database operation")
         return result
 
     return query
@@ -290,23 +327,23 @@ def _hook_command(
         if recorder is None:
             return original(self, *args, **kwargs)
         link: _Link | None = self._reqpath_link or _link_of(self)
-        if link is None or link.state:
+        if link is None or link.busy_with is not None:
             return original(self, *args, **kwargs)
         shown = None if policy.sql == "none" else statement
         if threading.get_ident() != recorder.owner:
             return _run_beside(original, self, args, kwargs, kind, shown)
-        previous = _switch(recorder, segment)
+        previous = recorder.switch(segment)
         start_ns = recorder.last_ns
         link.first_byte_ns = _NOT_YET
-        link.state = _WAITING
+        link.busy_with = recorder
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            _end_operation(link, recorder, policy, previous, kind, start_ns, shown, None, error)
+            _end_operation(link, recorder, policy, previous, kind, start_ns, shown, error)
             raise
         if selects_database:
             link.namespace = _text_of(args[0] if args else kwargs.get("db"))
-        _end_operation(link, recorder, policy, previous, kind, start_ns, shown, None)
+        _end_operation(link, recorder, policy, previous, kind, start_ns, shown)
         return result
 
     return command
@@ -320,62 +357,54 @@ def _end_operation(  # noqa: PLR0917 - keywords would double the price of the ca
     kind: _Kind,
     start_ns: int,
     statement: str | None,
-    result: object,
     error: BaseException | None = None,
 ) -> None:
-    """Go back to the segment `previous` and keep the operation; `result` is what `query` returned."""
-    segment = recorder.segment
-    recorder.segment = previous
-    link.state = _IDLE
+    """Go back to the segment `previous` and keep the operation: a command, or a query that failed."""
+    recorder.switch(previous)
+    link.busy_with = None
     try:
-        # A switch, as in `query`.
-        end_ns = recorder.monotonic_ns()
-        recorder.exclusive_ns[segment] += end_ns - recorder.last_ns
-        recorder.last_ns = end_ns
+        end_ns = recorder.last_ns
         base_ns = recorder.base_ns
         first_byte_ns: int | None = link.first_byte_ns
         fetch_ns: int | None = None
         if first_byte_ns > _NOT_YET:  # type: ignore[operator]  # None from here on
             fetch_ns = end_ns - first_byte_ns  # type: ignore[operator]
             first_byte_ns -= base_ns  # type: ignore[operator]
-        elif first_byte_ns == _ASKED_FOR_FILE or not policy.sees_first_byte:
-            first_byte_ns = None
         elif error is None or _is_from_server(error):
-            # A reply without rows is one packet, and so is the server's error: reading it is no fetching.
-            first_byte_ns = end_ns - base_ns
-            fetch_ns = 0 if kind == "query" else None
+            # The server's error is one packet, too.
+            first_byte_ns, fetch_ns = _bytes_of_one_packet(link, policy, end_ns - base_ns)
+            if kind != "query":
+                fetch_ns = None
         else:
             first_byte_ns = None
-        operation = Operation(
+        link.operation = Operation(
             kind,
             start_ns - base_ns,
             end_ns - base_ns,
             first_byte_ns,
             statement,
-            # Anything but a count is an unbuffered result's, or not PyMySQL's.
-            result if type(result) is int and 0 <= result < _UNKNOWN_ROWS else None,
-            None if error is None else _name_error(error),
-            link.transport,
-            link.address,
-            link.port,
-            link.namespace,
-            link.batch_size,
-            False,
-            [],
-            link.number,
-            fetch_ns,
+            error=None if error is None else _name_error(error),
+            transport=link.transport,
+            server_address=link.address,
+            server_port=link.port,
+            namespace=link.namespace,
+            batch_size=link.batch_size,
+            connection=link.number,
+            fetch_ns=fetch_ns,
         )
-        link.batch_size = None
-        link.rows = 0
-        link.operation = operation
-        link.request_ns = base_ns
-        operations = recorder.record.operations
-        if len(operations) < recorder.max_operations:
-            operations.append(operation)
-        else:
-            recorder.record.dropped_operations += 1
+        recorder.add_operation(link.operation)
     except Exception:
         note_fault("recording a database operation")
+
+
+def _bytes_of_one_packet(link: _Link, policy: _Policy, end_ns: int) -> tuple[int | None, int | None]:
+    """Return first byte and fetch of a reply without rows: it is one packet, and reading it is no fetching.
+
+    None is not known: where it asked for a file, and where this PyMySQL does not show the first packet.
+    """
+    if link.first_byte_ns == _ASKED_FOR_FILE or not policy.sees_first_byte:
+        return None, None
+    return end_ns, 0
 
 
 def _run_beside(  # noqa: PLR0917 - one call each from three hooks
@@ -439,18 +468,15 @@ def _hook_first_packet(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def first_packet(self: Any) -> Any:
-        recorder = current.get()
-        if recorder is not None:
-            try:
-                link: _Link | None = self.connection._reqpath_link
-                if link is not None and link.state == _WAITING and threading.get_ident() == recorder.owner:
-                    # A switch, as in `query`.
-                    link.first_byte_ns = now_ns = recorder.monotonic_ns()
-                    recorder.exclusive_ns[recorder.segment] += now_ns - recorder.last_ns
-                    recorder.last_ns = now_ns
-                    recorder.segment = FETCH
-            except Exception:
-                note_fault("the first packet of a reply")
+        try:
+            link: _Link | None = self.connection._reqpath_link
+            recorder: Any = None if link is None else link.busy_with
+            if recorder is not None and recorder is not _OPENING:
+                # A switch, as in `query`. Only the request's own thread is ever busy with a connection.
+                link.first_byte_ns = now_ns = recorder.monotonic_ns()  # type: ignore[union-attr]  # as above
+                recorder.marks += (FETCH, now_ns)
+        except Exception:
+            note_fault("the first packet of a reply")
         return original(self)
 
     return first_packet
@@ -479,9 +505,9 @@ def _hook_row(original: _Method) -> _Method:
         if recorder is None or recorder.segment == FETCH:
             return original(self)
         link: _Link | None = getattr(self.connection, _LINK, None)
-        if link is None or link.state != _IDLE or not recorder.is_own_thread():
+        if link is None or link.busy_with is not None or not recorder.is_own_thread():
             return original(self)
-        previous = _switch(recorder, FETCH)
+        previous = recorder.switch(FETCH)
         start_ns = recorder.last_ns
         try:
             values = original(self)
@@ -514,23 +540,23 @@ def _hook_reading(original: _Method, *, segment: int = FETCH, reads_rows: bool =
             return original(self, *args, **kwargs)
         # A cursor and a result have the attribute, a connection has not; None is a closed or finished one.
         link: _Link | None = getattr(getattr(self, "connection", self), _LINK, None)
-        if link is None or link.state == _OPENING or not recorder.is_own_thread():
+        if link is None or link.busy_with is _OPENING or not recorder.is_own_thread():
             return original(self, *args, **kwargs)
-        previous = _switch(recorder, segment)
+        previous = recorder.switch(segment)
         # Inside a command this is the rest of the one before; the command's own reply is still to come.
-        outer = link.state
-        link.state = _WAITING
+        outer = link.busy_with
+        link.busy_with = recorder
         link.first_byte_ns = recorder.last_ns if segment == FETCH else _NOT_YET
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
             recorder.switch(previous)
-            link.state = outer
+            link.busy_with = outer
             _stretch(link, recorder, link.first_byte_ns, error)
             link.first_byte_ns = _NOT_YET
             raise
         recorder.switch(previous)
-        link.state = outer
+        link.busy_with = outer
         _stretch(link, recorder, link.first_byte_ns)
         link.first_byte_ns = _NOT_YET
         if reads_rows:
@@ -562,7 +588,7 @@ def _stretch(
     It was fetched since `fetch_start_ns`, unless that is `_NOT_YET` or `_ASKED_FOR_FILE`.
     """
     operation = link.operation
-    if operation is None or link.request_ns != recorder.base_ns:
+    if not _is_of(operation, recorder):
         return
     operation.end_ns = recorder.last_ns - recorder.base_ns
     if fetch_start_ns > _NOT_YET:
@@ -574,8 +600,14 @@ def _stretch(
 def _note_rows(link: _Link, recorder: RequestRecorder) -> None:
     """Note the number of rows of an unbuffered result whose end was reached."""
     operation = link.operation
-    if operation is not None and link.request_ns == recorder.base_ns and operation.rows is None:
+    if operation is not None and operation.rows is None and _is_of(operation, recorder):
         operation.rows = link.rows
+
+
+def _is_of(operation: Operation | None, recorder: RequestRecorder) -> TypeGuard[Operation]:
+    """Tell whether an operation is one of this request's: a connection can outlive the one it was used in."""
+    # It is nearly always the last one.
+    return any(kept is operation for kept in reversed(recorder.record.operations))
 
 
 # --- cursors ----------------------------------------------------------------------------------------------
@@ -586,10 +618,11 @@ def _hook_execute(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def execute(self: Any, query: Any, args: Any = None) -> Any:
-        if current.get() is None or (connection := self.connection) is None:
+        connection = self.connection
+        if connection is None:
             return original(self, query, args)
-        link: _Link | None = connection._reqpath_link or _link_of(connection)
-        if link is None:
+        link: _Link | None = connection._reqpath_link
+        if link is None and (current.get() is None or (link := _link_of(connection)) is None):
             return original(self, query, args)
         link.statement = query
         if link.batch_statement is not None and args is None:
@@ -599,7 +632,7 @@ def _hook_execute(original: _Method) -> _Method:
         try:
             return original(self, query, args)
         finally:
-            link.statement = link.batch_size = None
+            link.statement = None
 
     return execute
 
@@ -622,7 +655,7 @@ def _hook_executemany(original: _Method) -> _Method:
         try:
             return original(self, *args, **kwargs)
         finally:
-            link.batch_statement = link.batch_total = None
+            link.batch_statement = link.batch_total = link.batch_size = None
 
     return executemany
 
@@ -643,7 +676,7 @@ def _hook_init(original: _Method) -> _Method:
             return original(self, *args, **kwargs)  # type: ignore[no-any-return]
         finally:
             recorder.switch(previous)
-            link.state = _IDLE
+            link.busy_with = None
             if link.socket_ns == 0:
                 # To be connected later, by an opening of its own.
                 self.__dict__.pop(_LINK, None)
@@ -658,7 +691,7 @@ def _hook_connect(original: _Method, policy: _Policy) -> _Method:
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = current.get()
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is None or link.state != _OPENING:
+        if link is None or link.busy_with is not _OPENING:
             # What was known is of the socket before.
             self.__dict__.pop(_LINK, None)
             link = None
@@ -669,7 +702,7 @@ def _hook_connect(original: _Method, policy: _Policy) -> _Method:
         if link is None:
             previous, link = _begin_opening(self, recorder)
         else:
-            previous = _switch(recorder, CONNECT)
+            previous = recorder.switch(CONNECT)
         link.socket_ns = recorder.last_ns
         try:
             result = original(self, *args, **kwargs)
@@ -686,9 +719,9 @@ def _hook_connect(original: _Method, policy: _Policy) -> _Method:
 
 def _begin_opening(connection: Any, recorder: RequestRecorder) -> tuple[int, _Link]:
     """Return the segment that was current, and the connection's new link."""
-    previous = _switch(recorder, CONNECT)
+    previous = recorder.switch(CONNECT)
     link = _Link()
-    link.state = _OPENING
+    link.busy_with = _OPENING
     link.monotonic_ns = recorder.monotonic_ns
     link.start_ns = recorder.last_ns
     setattr(connection, _LINK, link)
@@ -698,7 +731,7 @@ def _begin_opening(connection: Any, recorder: RequestRecorder) -> tuple[int, _Li
 def _keep_opening(
     connection: Any, link: _Link, recorder: RequestRecorder, policy: _Policy, error: BaseException | None
 ) -> None:
-    link.state = _IDLE
+    link.busy_with = None
     try:
         _describe(connection, link)
         end_ns = recorder.last_ns
@@ -736,7 +769,7 @@ def _hook_tls_context(original: _Method) -> _Method:
     @functools.wraps(original)
     def tls_context(self: Any, *args: Any, **kwargs: Any) -> Any:
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is None or link.state != _OPENING or link.monotonic_ns is None:
+        if link is None or link.busy_with is not _OPENING or link.monotonic_ns is None:
             return original(self, *args, **kwargs)
         start_ns = link.monotonic_ns()
         try:
@@ -771,18 +804,6 @@ def _hook_handshake_end(original: _Method) -> _Method:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------
-
-
-def _switch(recorder: RequestRecorder, segment: int) -> int:
-    """Enter `segment`, which a plain WSGI app's record may not know yet; return the one before."""
-    if recorder.exclusive_ns[segment] is None:
-        _know_segments(recorder)
-    return recorder.switch(segment)
-
-
-def _know_segments(recorder: RequestRecorder) -> None:
-    for segment in (CONNECT, QUERY, FETCH, COMMIT):
-        recorder.exclusive_ns[segment] = recorder.exclusive_ns[segment] or 0
 
 
 def _link_of(connection: Any) -> _Link | None:

@@ -1,8 +1,8 @@
 """The recorder of one request: it is at each instant in exactly one segment.
 
-A hook moves it with `switch`, which gives the time since the last move to the segment that was current, and
-moves it back when done. So a request's segments add up to its time in the worker by construction, however
-hooks nest::
+A hook moves it with `switch`, which marks the instant, and moves it back when done. The time between two
+marks is the first one's segment's, so a request's segments add up to its time in the worker by construction,
+however hooks nest::
 
     previous = recorder.switch(QUERY)
     ...                                # the driver waits
@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
+from operator import sub
 from typing import Any, Final
 
 import msgspec
@@ -40,24 +41,26 @@ SEND: Final = WORKER_SEGMENTS.index("uwsgi.send")
 MAX_ATTRIBUTES: Final = 128
 MAX_EVENTS: Final = 128
 MAX_TEXT: Final = 4096
+#: Twice the switches after which they are summed up: a body can have millions of steps.
+_MAX_MARKS: Final = 1024
 
 
 class RequestRecorder(msgspec.Struct, eq=False):
     """One request, from `app_start` to `closed`; a struct because its construction then runs no bytecode."""
 
     record: WorkerRecord
-    #: `record.exclusive_ns`; hooks switch only to segments that are known.
-    exclusive_ns: list[int]
-    segment: int
+    #: Which segment was entered and when: (segment, monotonic ns) of each switch, flat. The last pair is
+    #: where the recorder is. Hooks only add to it; it is summed up when it is long, or at the end.
+    marks: list[int]
     #: The monotonic instant of `record.app_start_ns`.
     base_ns: int
-    #: Of the latest switch.
-    last_ns: int
     monotonic_ns: Callable[[], int]
     max_operations: int
-    #: The request's thread or greenlet.
+    #: The request's thread or greenlet: `threading.get_ident()`.
     owner: int
     finished: bool = False
+    #: The marks no longer begin at `base_ns`.
+    folded: bool = False
     #: The middleware whose Flask app has the body in memory, so that sending it runs no code of the app.
     in_memory: object = None
     #: What the app wants called when such a body is closed.
@@ -74,27 +77,57 @@ class RequestRecorder(msgspec.Struct, eq=False):
     run_queue_start_ns: int | None = None
 
     def switch(self, segment: int) -> int:
-        """Close the current segment, enter `segment`, return the one that was current.
+        """Enter `segment` and return the one that was current.
 
         `last_ns` is then the instant of the switch. Only the request's own thread may: see `is_own_thread`.
         """
-        previous = self.segment
+        marks = self.marks
+        previous = marks[-2]
         try:
-            now_ns = self.monotonic_ns()
-            self.exclusive_ns[previous] += now_ns - self.last_ns
-            self.last_ns = now_ns
+            marks += (segment, self.monotonic_ns())
+            if len(marks) > _MAX_MARKS:
+                self._fold()
         except Exception:
             note_fault("the change of a segment")
-        self.segment = segment
         return previous
+
+    @property
+    def segment(self) -> int:
+        """Which of `tiers.WORKER_SEGMENTS` the request is in."""
+        return self.marks[-2]
+
+    @property
+    def last_ns(self) -> int:
+        """The monotonic instant of the latest switch."""
+        return self.marks[-1]
+
+    @property
+    def exclusive_ns(self) -> list[int]:
+        """The record's exclusive times, as of the latest switch."""
+        self._fold()
+        return self.record.exclusive_ns  # type: ignore[return-value]  # unknown ones only after the end
+
+    def sum_up(self) -> None:
+        """Add the time between the marks to the record's segments; to be called once, at the end."""
+        marks = self.marks
+        exclusive_ns: Any = self.record.exclusive_ns
+        times_ns = marks[1::2]
+        # The last mark's segment has no end, so the differences are one less.
+        for segment, duration_ns in zip(marks[::2], map(sub, times_ns[1:], times_ns)):  # noqa: B905
+            exclusive_ns[segment] += duration_ns
+
+    def _fold(self) -> None:
+        """Sum up what is marked so far, and go on from the last mark."""
+        self.sum_up()
+        self.folded = True
+        del self.marks[:-2]
 
     def enter(self, segment: int) -> None:
         """Enter a step in which the app's code runs: the call, a step of the body, `close`.
 
         In it this recorder and the request's span are current; between steps nothing is: the server sends.
         """
-        if self.segment != segment:
-            self.switch(segment)
+        self.switch(segment)
         self.token = current.set(self)
         if self.span_context is not None:
             try:
@@ -135,11 +168,17 @@ class RequestRecorder(msgspec.Struct, eq=False):
 
     def add_operation(self, operation: Operation) -> None:
         """Keep a database operation, up to the bound."""
-        record = self.record
-        if len(record.operations) < self.max_operations:
-            record.operations.append(operation)
+        operations = self.record.operations
+        if len(operations) < self.max_operations:
+            operations.append(operation)
         else:
-            record.dropped_operations += 1
+            self.drop_operation()
+
+    def drop_operation(self) -> None:
+        """Count an operation that is too many."""
+        self.record.dropped_operations += 1
+        if len(self.marks) > _MAX_MARKS:
+            self._fold()
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Keep an attribute that the app set, up to the bound."""
@@ -156,27 +195,6 @@ class RequestRecorder(msgspec.Struct, eq=False):
         """Note the exception that left the app."""
         if self.record.exception is None:
             self.record.exception = describe_exception(error)
-
-
-def build_recorder(
-    record: WorkerRecord,
-    segment: int,
-    base_ns: int,
-    monotonic_ns: Callable[[], int],
-    max_operations: int,
-) -> RequestRecorder:
-    """Build the recorder of a request that began at the monotonic instant `base_ns` on the calling thread."""
-    return RequestRecorder(
-        record,
-        record.exclusive_ns,  # type: ignore[arg-type]  # hooks switch only to segments that are known
-        segment,
-        base_ns,
-        base_ns,
-        monotonic_ns,
-        max_operations,
-        # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
-        threading.get_ident(),
-    )
 
 
 def describe_exception(error: BaseException) -> tuple[str, str, str]:

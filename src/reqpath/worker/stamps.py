@@ -65,7 +65,7 @@ class Stamps(NamedTuple):
 _NONE: Final[list[str]] = []
 
 
-def read_stamps(environ: WSGIEnvironment, now_ns: int, *, trusted_proxy: bool) -> Stamps:
+def read_stamps(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool) -> Stamps:
     """Read the stamps of the request being served; `trusted_proxy` says that headers can be believed."""
     # All five at once, by position, as the recommended configuration sends them; nothing is done in bytecode
     # that C can do. This runs for every request.

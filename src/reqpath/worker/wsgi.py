@@ -11,13 +11,14 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from os import getpid
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 import reqpath
 from reqpath.clock import SYSTEM, Clock
-from reqpath.record import FORMAT_VERSION, WorkerRecord, WriterInfo, encode
+from reqpath.record import FORMAT_VERSION, Transport, WorkerRecord, WriterInfo, encode
 from reqpath.settings import Settings
 from reqpath.spool import SpoolWriter
 from reqpath.tiers import WORKER_SEGMENTS
@@ -25,7 +26,7 @@ from reqpath.worker import jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
 from reqpath.worker.lens import RUN_QUEUE_EVERY, RunQueueClock
-from reqpath.worker.recorder import RequestRecorder, build_recorder
+from reqpath.worker.recorder import RequestRecorder
 from reqpath.worker.span import RequestSpan, build_span_context
 from reqpath.worker.stamps import is_digits, read_stamps
 from reqpath.worker.uwsgi import ServerFacts, on_postfork, read_facts, read_transport, uwsgi_module
@@ -75,16 +76,17 @@ class RequestMiddleware:
         self._thread_cpu_ns = clock.thread_cpu_ns
         self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
         self._body_segment = segments.VIEW if flask else segments.APP
-        #: `exclusive_ns` of a request that begins. Nothing inside Flask is another kind of app.
+        #: `exclusive_ns` of a request that begins.
         self._nothing_yet: list[int | None] = [0] * len(WORKER_SEGMENTS)
-        if flask:
-            self._nothing_yet[segments.APP] = None
+        #: Segments that no hook of this app measures. Nothing inside Flask is another kind of app.
         self._unmeasured = [
             i
             for i, name in enumerate(WORKER_SEGMENTS)
-            if name.startswith("mysql." if flask else ("mysql.", "flask."))
+            if name.startswith(("mysql.", "wsgi.") if flask else ("mysql.", "flask."))
         ]
         self._facts = ServerFacts()
+        self._transport: Transport | None = None
+        self._asks_transport = False
         self._facts_pid = 0
         self._random_bits: Callable[[int], int] = random.getrandbits
         self._run_queue: RunQueueClock | None = None
@@ -134,22 +136,31 @@ class RequestMiddleware:
             self.finish(recorder, closed=False)
             return result
 
-    def finish(self, recorder: RequestRecorder, *, closed: bool) -> None:
-        """Append the record, once, to end at the latest switch; `closed` says that this is the body's end."""
+    def finish(self, recorder: RequestRecorder, *, closed: bool, sent: bool = True) -> None:
+        """Append the record, once, to end at the latest switch; `closed` says that this is the body's end.
+
+        `sent` is False where the time of sending is not known.
+        """
         if recorder.finished:
             return
         recorder.finished = True
         recorder.flask_context = None
         try:
             record = recorder.record
+            recorder.sum_up()
+            exclusive_ns = record.exclusive_ns
             for segment in self._unmeasured:
                 # Another app's hook may have measured it, or Flask inside a plain middleware.
-                if not record.exclusive_ns[segment] and not (
-                    segment in _FLASK_SEGMENTS and record.flask_start_offset_ns is not None
+                if not exclusive_ns[segment] and (
+                    segment not in _FLASK_SEGMENTS or record.flask_start_offset_ns is None
                 ):
-                    record.exclusive_ns[segment] = None
+                    exclusive_ns[segment] = None
+            if exclusive_ns[segments.TEMPLATE] and not recorder.folded:
+                record.timeline = _build_timeline(recorder)
+            if not sent:
+                exclusive_ns[segments.SEND] = None
             if closed:
-                record.closed_offset_ns = recorder.last_ns - recorder.base_ns
+                record.closed_offset_ns = recorder.marks[-1] - recorder.base_ns
             cpu_start_ns = recorder.cpu_start_ns
             if cpu_start_ns is not None and threading.get_ident() == recorder.owner:
                 record.cpu_ns = self._thread_cpu_ns() - cpu_start_ns
@@ -165,9 +176,8 @@ class RequestMiddleware:
     def _begin(self, environ: WSGIEnvironment) -> RequestRecorder:
         base_ns = self._monotonic_ns()
         wall_ns = self._wall_ns()
-        if self._facts_pid != os.getpid():
+        if self._facts_pid != getpid():
             self._learn_process()
-        facts = self._facts
         read = environ.get
         path = read("PATH_INFO", "")
         if script := read("SCRIPT_NAME"):
@@ -177,13 +187,15 @@ class RequestMiddleware:
         if not path.isascii():
             # PEP 3333: bytes travel as latin-1.
             path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-        stamps = read_stamps(environ, wall_ns, trusted_proxy=self._trusted_proxy)
+        (trace_id, parent_id, sampled, start_ns, pass_ns, resolution_ns, accept_ns, parsed_ns, rejected) = (
+            read_stamps(environ, wall_ns, self._trusted_proxy)
+        )
         bits = self._random_bits(64)
         record = WorkerRecord(
-            stamps[0] or f"{self._random_bits(128):032x}",
+            trace_id or f"{self._random_bits(128):032x}",
             "%016x" % bits,  # noqa: UP031 - a quarter faster than an f-string here
-            stamps[1],
-            stamps[2],
+            parent_id,
+            sampled,
             0,
             read("REQUEST_METHOD", ""),
             path[:_MAX_PATH],
@@ -192,22 +204,32 @@ class RequestMiddleware:
             wall_ns,
             None,
             self._nothing_yet.copy(),
-            *stamps[3:8],
-            transport=facts.transport,
+            start_ns,
+            pass_ns,
+            resolution_ns,
+            accept_ns,
+            parsed_ns,
+            transport=self._transport,
             host=read("HTTP_HOST"),
         )
-        if stamps[8]:
-            record.rejected_stamps = stamps[8]
+        if rejected:
+            record.rejected_stamps = rejected
         core = read("uwsgi.core")
-        if type(core) is int:
+        if core.__class__ is int:
             record.core = core
         length = read("CONTENT_LENGTH")
         if length and len(length) < 19 and is_digits(length):
             record.request_bytes = int(length)
-        if facts.transport is None and self._uwsgi is not None:
+        if self._asks_transport:
             record.transport = read_transport(self._uwsgi)
-        recorder = build_recorder(
-            record, self._entry_segment, base_ns, self._monotonic_ns, self._max_operations
+        recorder = RequestRecorder(
+            record,
+            [self._entry_segment, base_ns],
+            base_ns,
+            self._monotonic_ns,
+            self._max_operations,
+            # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
+            threading.get_ident(),
         )
         environ[ENVIRON_KEY] = recorder
         try:
@@ -229,9 +251,8 @@ class RequestMiddleware:
         is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
         # uWSGI sends a file by sendfile only when it gets back the very object, and takes bytes as a whole.
         if is_file or isinstance(result, (bytes, bytearray, memoryview, str)):
-            recorder.exclusive_ns[segments.SEND] = None  # type: ignore[call-overload]  # its end is not seen
             if not self._sendfile.wait_for_end(lambda: self._finish_sendfile(recorder)):
-                self.finish(recorder, closed=False)
+                self.finish(recorder, closed=False, sent=False)
             return result
         if isinstance(result, (list, tuple)):
             recorder.record.response_bytes = sum(map(len, result))
@@ -241,7 +262,6 @@ class RequestMiddleware:
         return _StreamedBody(self, recorder, result, self._body_segment)
 
     def _finish_sendfile(self, recorder: RequestRecorder) -> None:
-        recorder.exclusive_ns[segments.SEND] = 0
         recorder.switch(segments.SEND)
         self.finish(recorder, closed=True)
 
@@ -249,6 +269,8 @@ class RequestMiddleware:
         """Learn what this process is; called after the fork, and wherever that was missed."""
         try:
             self._facts = read_facts(self._uwsgi)
+            self._transport = self._facts.transport
+            self._asks_transport = self._uwsgi is not None and self._transport is None
             self._run_queue = None if self._facts.concurrency == "greenlets" else RunQueueClock()
         except Exception:
             note_fault("reading uWSGI's facts")
@@ -374,6 +396,12 @@ class _SizedStreamedBody(_StreamedBody):
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
+
+
+def _build_timeline(recorder: RequestRecorder) -> list[int]:
+    """Return the marks as `WorkerRecord.timeline` has them."""
+    base_ns = recorder.base_ns
+    return [mark - base_ns if i % 2 else mark for i, mark in enumerate(recorder.marks)]
 
 
 def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> StartResponse:
