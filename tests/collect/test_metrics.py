@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,7 +21,7 @@ from opentelemetry.sdk.metrics.export import (
 
 from reqpath.collect.histogram import FIRST_EXPONENT, HTTP_BOUNDS_NS
 from reqpath.collect.metrics import OTHER_ROUTE, MetricsExport, PathMetrics, metrics_wanted
-from reqpath.errors import ConfigurationError
+from reqpath.errors import ConfigurationError, MissingExtraError
 from reqpath.path import RequestPath
 from reqpath.tiers import NAMES
 from tests.factories import make_nginx_record, make_path, make_shop_paths
@@ -291,6 +292,31 @@ def test_the_histograms_kind_is_the_standard_variable(sink: Sink) -> None:
     (_, request) = sink.requests[0]
     (metric, *_) = request.resource_metrics[0].scope_metrics[0].metrics
     assert metric.WhichOneof("data") == "exponential_histogram"
+
+
+@pytest.mark.parametrize("form", ["{0}", "{0}/", "{0}/v1/traces", "127.0.0.1:{1}"])
+def test_the_address_is_that_of_the_traces_in_each_of_its_forms(sink: Sink, form: str) -> None:
+    endpoint = form.format(sink.url, sink.server.server_port)
+    export = MetricsExport.from_environment("shop", endpoint=endpoint, environ={})
+    export.start()
+    export.add(make_path())
+    export.close()
+    assert [url_path for url_path, _ in sink.requests] == ["/v1/metrics"]
+
+
+def test_metrics_can_go_elsewhere_than_the_traces(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{sink.url}/elsewhere")
+    export = MetricsExport.from_environment("shop", endpoint="http://127.0.0.1:1")
+    export.start()
+    export.add(make_path())
+    export.close()
+    assert [url_path for url_path, _ in sink.requests] == ["/elsewhere"]
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.metric_exporter", None)
+    with pytest.raises(MissingExtraError, match=r"reqpath\[otlp\]"):
+        MetricsExport.from_environment("shop", protocol="grpc", environ={})
 
 
 @pytest.mark.parametrize(

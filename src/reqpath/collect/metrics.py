@@ -40,7 +40,7 @@ from reqpath.collect.histogram import (
     Histogram,
     Sample,
 )
-from reqpath.errors import ConfigurationError
+from reqpath.errors import ConfigurationError, MissingExtraError
 from reqpath.path import RequestPath
 from reqpath.tiers import SEGMENTS
 
@@ -61,6 +61,7 @@ MAX_ROUTES: Final = 100
 OTHER_ROUTE: Final = "(other)"
 #: Data points in one request, so that it stays below the 4 MiB that a gRPC server takes by default.
 _MAX_POINTS: Final = 2_000
+_METRICS_PATH: Final = "/v1/metrics"
 #: A backend that is down must not hold up the collector's end.
 _LAST_EXPORT_S: Final = 5.0
 
@@ -408,12 +409,11 @@ class MetricsExport:
         protocol: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Self:
-        """Build it as OpenTelemetry's variables say; `endpoint` is the base address, `http://host:4318`.
+        """Build it as OpenTelemetry's variables say; `endpoint` is the backend's address, `http://host:4318`.
 
         Source: OpenTelemetry's specification, "Environment Variables" and "OTLP Exporter".
 
-        Raises: ConfigurationError when the packages of the extra `otlp` are not there, or for a value that
-        can't be read.
+        Raises: MissingExtraError; ConfigurationError for a value that can't be read.
         """
         kind = environ.get(
             "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram"
@@ -430,7 +430,12 @@ class MetricsExport:
             or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
             or "http/protobuf"
         )
-        return cls(metrics, _build_exporter(endpoint, protocol), interval_s=int(interval) / 1_000)
+        # The variable for metrics alone is the way to send them elsewhere than the traces.
+        if endpoint is not None and not environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"):
+            exporter = _build_exporter(_find_base(endpoint), protocol)
+        else:
+            exporter = _build_exporter(None, protocol)
+        return cls(metrics, exporter, interval_s=int(interval) / 1_000)
 
     def add(self, path: RequestPath, *, kept: bool = False) -> None:
         """Count a path; see `PathMetrics.add`."""
@@ -483,10 +488,16 @@ def _build_exporter(endpoint: str | None, protocol: str) -> MetricExporter:
         if protocol == "http/protobuf":
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as Http
 
-            url = None if endpoint is None else f"{endpoint.rstrip('/')}/v1/metrics"
-            return Http(endpoint=url, max_export_batch_size=_MAX_POINTS)
-    except ImportError as error:
-        raise ConfigurationError(
-            "sending metrics needs more packages: pip install 'reqpath[otlp]'"
-        ) from error
+            return Http(endpoint=endpoint and endpoint + _METRICS_PATH, max_export_batch_size=_MAX_POINTS)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("otlp", error.name or "OpenTelemetry's exporters") from error
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigurationError(f"can't send metrics: {error}") from error
     raise ConfigurationError(f"the OTLP protocol is {protocol!r}; it takes http/protobuf or grpc")
+
+
+def _find_base(endpoint: str) -> str:
+    """Return the base address of a backend, of which that for traces may have been given."""
+    if "://" not in endpoint:
+        endpoint = f"http://{endpoint}"
+    return endpoint.rstrip("/").removesuffix("/v1/traces")
