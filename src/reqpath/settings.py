@@ -98,7 +98,7 @@ class Settings:
 
         Raises: ConfigurationError for a value that can't be read or an argument that is no setting.
         """
-        environ = _read_environment() if environ is None else environ
+        environ = read_environment() if environ is None else environ
         names = {field.name: field for field in fields(cls)}
         unknown = sorted(set(arguments) - set(names))
         if unknown:
@@ -115,7 +115,7 @@ class Settings:
         return cls(**(values | arguments))
 
 
-def _read_environment() -> Mapping[str, str]:
+def read_environment() -> Mapping[str, str]:
     """Return `os.environ`, and inside uWSGI what its `env = ` lines set.
 
     pyuwsgi reads its ini after Python has copied the environment, so those lines are the C library's alone.
@@ -124,13 +124,13 @@ def _read_environment() -> Mapping[str, str]:
         return os.environ
     import ctypes
 
-    getenv = ctypes.CDLL(None).getenv
-    getenv.restype = ctypes.c_char_p
     found = dict(os.environ)
-    for name in ("OTEL_SERVICE_NAME", *(f"REQPATH_{field.name.upper()}" for field in fields(Settings))):
-        value = getenv(name.encode())
-        if value is not None:
-            found[name] = os.fsdecode(value)
+    lines = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    number = 0
+    while (line := lines[number]) is not None:
+        name, _, value = line.partition(b"=")
+        found[os.fsdecode(name)] = os.fsdecode(value)
+        number += 1
     return found
 
 

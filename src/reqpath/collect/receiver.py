@@ -219,8 +219,12 @@ class Receiver:
         sources: Sequence[Source],
         *,
         report: Callable[[str], None],
+        work: Callable[[], int] | None = None,
     ) -> None:
         """`report` gets one message for each kind of trouble.
+
+        `work` is called between two looks at the sources, for some milliseconds at most, and returns in how
+        many ms it wants to be called again.
 
         Raises: SpoolError when the spool can't be written.
         """
@@ -229,6 +233,7 @@ class Receiver:
         self._settings = settings
         self._sources = list(sources)
         self._report = report
+        self._work = work
         self._writer = SpoolWriter(
             settings.spool_directory, self._build_info, max_bytes=settings.spool_max_bytes, report=report
         )
@@ -257,7 +262,10 @@ class Receiver:
             poller.register(descriptor, select.POLLIN)
         try:
             while active and not self._is_over():
-                ready = poller.poll(_END_CHECK_MS if self._stopping else _CHECK_MS)
+                wait_ms = _END_CHECK_MS if self._stopping else _CHECK_MS
+                if self._work is not None:
+                    wait_ms = min(wait_ms, self._work())
+                ready = poller.poll(wait_ms)
                 for descriptor, _ in ready:
                     if descriptor in active and not self._take_batch(active[descriptor]):
                         poller.unregister(descriptor)
@@ -265,7 +273,7 @@ class Receiver:
                     elif descriptor == self._wake.fileno():
                         self._wake.recv(64)
                 self._note_drops()
-                if ready and not self._stopping and all(map(_holds_many, active.values())):
+                if ready and wait_ms and not self._stopping and all(map(_holds_many, active.values())):
                     time.sleep(_GATHER_S)
             self._settle([source for source in active.values() if isinstance(source, DatagramSource)])
             self._note_drops()

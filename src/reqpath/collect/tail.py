@@ -179,10 +179,10 @@ class Tail:
         with self._changed:
             return self._changed.wait_for(lambda: self._ending, timeout_s)
 
-    def wait_for_room(self, timeout_s: float) -> None:
-        """Wait until fewer paths are pending than may be, or for so long."""
+    def wait_for_progress(self, timeout_s: float) -> None:
+        """Wait until paths are done, or for so long."""
         with self._changed:
-            self._changed.wait_for(lambda: self.pending < self._max_pending, timeout_s)
+            self._changed.wait(timeout_s)
 
     def take(self) -> list[Kept]:
         """Wait for paths that are kept and return some; none at the end."""
