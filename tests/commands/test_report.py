@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqpath.commands.report import command, matches_route, parse_since
+from reqpath.commands.report import command, matches_route
+from reqpath.commands.sources import parse_since
 from reqpath.errors import ConfigurationError, MissingExtraError, SpoolError
 from reqpath.path import RequestPath
 from reqpath.record import encode

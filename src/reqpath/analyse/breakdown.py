@@ -20,7 +20,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from reqpath.path import RequestPath
 from reqpath.record import WorkerRecord, WriterInfo
 from reqpath.spool import SpoolLosses
 from reqpath.tiers import NAMES, SEGMENTS, WORKER_SEGMENTS
+
+if TYPE_CHECKING:
+    from reqpath.traces.counts import TraceCounts
 
 #: Routes told apart; what comes later is added to one named "(others)": a client can send any method.
 MAX_ROUTES: Final = 2_000
@@ -152,8 +155,8 @@ class BreakdownBuilder:
             if len(rows) >= CHUNK:
                 self._pack()
 
-    def build(self, losses: SpoolLosses | None = None) -> Breakdown:
-        """Build the breakdown of what was added so far."""
+    def build(self, losses: SpoolLosses | None = None, traces: TraceCounts | None = None) -> Breakdown:
+        """Build the breakdown of what was added so far, of a spool with `losses` or of `traces`."""
         self._pack()
         total = self._total.read()
         mark_of = self._mark.read()
@@ -242,6 +245,7 @@ class BreakdownBuilder:
             rejected_stamps=dict(sorted(self._rejected.items())),
             dropped_operations=self._dropped_operations,
             losses=losses or SpoolLosses(),
+            traces=traces,
         )
 
     def _learn_route(self, path: RequestPath, worker: WorkerRecord) -> int:

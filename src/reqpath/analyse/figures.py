@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from reqpath.spool import SpoolLosses
+
+if TYPE_CHECKING:
+    from reqpath.traces.counts import TraceCounts
 
 #: nginx gives `$upstream_response_time` in ms even with its perl module.
 _MS: Final = 1_000_000
@@ -210,7 +213,10 @@ class Breakdown:
     rejected_stamps: dict[str, int]
     #: Operations beyond the limit of a record: in the segments, not in `statements`.
     dropped_operations: int
+    #: Of a spool; nothing was lost where traces were read.
     losses: SpoolLosses
+    #: Of traces; None where a spool was read.
+    traces: TraceCounts | None = None
 
     @property
     def span_ns(self) -> int:

@@ -6,20 +6,17 @@ import fnmatch
 import gc
 import io
 import json
-import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from reqpath.collect.join import BATCH_BYTES, Joiner, read_paths
-from reqpath.errors import ConfigurationError, MissingExtraError
+from reqpath.collect.join import Joiner
+from reqpath.commands.sources import Origin, Source, open_source, parse_since, source_options
+from reqpath.errors import MissingExtraError
 from reqpath.path import RequestPath
-from reqpath.settings import default_spool
 from reqpath.spool import SpoolReader
 
 if TYPE_CHECKING:
@@ -28,27 +25,11 @@ if TYPE_CHECKING:
     from reqpath.analyse.breakdown import BreakdownBuilder
     from reqpath.analyse.figures import Breakdown
 
-_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 #: A worker's record waits as long for nginx's line, when the report is watched.
 _PATIENCE_NS = 5_000_000_000
 _PROGRESS_EVERY = 20_000
 
 Keep = Callable[[RequestPath], bool]
-
-
-def parse_since(text: str, now_ns: int) -> int:
-    """Return the instant, ns since the epoch, that `10m`, `90s`, `2h`, `1d` (ago) or an ISO date names.
-
-    Raises: ConfigurationError for anything else.
-    """
-    if match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|min|m|h|d)", text.strip(), re.ASCII):
-        return now_ns - int(float(match[1]) * _UNITS_S[match[2]] * 1e9)
-    try:
-        return int(datetime.fromisoformat(text.strip()).timestamp() * 1e9)
-    except (ValueError, OverflowError, OSError):
-        raise ConfigurationError(
-            f"--since is {text!r}; it takes 30s, 10m, 2h, 1d, or a date and time such as 2026-01-31T12:00"
-        ) from None
 
 
 def matches_route(route: str, wanted: str) -> bool:
@@ -67,9 +48,11 @@ def matches_route(route: str, wanted: str) -> bool:
 Examples:
   reqpath report --since 10m
   reqpath report /run/reqpath --route '/items/<int:id>' --json
+  reqpath report --from jaeger http://localhost:16686 --service shop --lookback 1h
+  reqpath report --from otlp traces.jsonl
 """,
 )
-@click.argument("spool", required=False, type=click.Path())
+@source_options
 @click.option("--route", metavar="ROUTE", help="Only this route: '/items/<int:id>', 'GET /items', '/items*'.")
 @click.option(
     "--since", metavar="WHEN", help="Only requests that started since: 30s, 10m, 2h, 1d ago, or ISO."
@@ -85,11 +68,21 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
 @click.option("--watch", is_flag=True, help="Stay, and read what comes. End it with Ctrl-C.")
 def command(
-    *, spool: str | None, route: str | None, since: str | None, slowest: int, as_json: bool, watch: bool
+    *,
+    origin: Origin,
+    places: tuple[str, ...],
+    service: str | None,
+    lookback: str | None,
+    route: str | None,
+    since: str | None,
+    slowest: int,
+    as_json: bool,
+    watch: bool,
 ) -> None:
     """Show where the time of the recorded requests went.
 
-    SPOOL is the directory that the app writes to: REQPATH_SPOOL, or one in the temporary directory.
+    SPOOL is the directory that the app writes to: REQPATH_SPOOL, or one in the temporary directory. With
+    --from it is FILEs of OTLP in JSON, or the URL of a Jaeger.
     """
     try:
         import rich  # noqa: F401 - asked for before numpy, which takes longer
@@ -99,27 +92,29 @@ def command(
         raise MissingExtraError("report", error.name or "numpy and rich") from error
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other")
-    reader = SpoolReader(spool or default_spool(), batch_bytes=BATCH_BYTES)
+    source = open_source(origin, places, service=service, lookback=lookback, since=since)
     keep = _build_filter(route, since)
     builder = BreakdownBuilder(slowest=slowest)
     if watch:
-        _watch(reader, builder, keep, open_console())
+        if source.reader is None:
+            raise click.UsageError("--watch is for a spool; of traces, run the report again")
+        _watch(source, source.reader, builder, keep, open_console())
         return
-    paths = show_progress(read_paths(reader))
+    paths = show_progress(source.read(""))
     # Records hold no cycles, and there are millions of them.
     gc.disable()
     try:
         builder.extend(filter(keep, paths) if keep else paths)
     finally:
         gc.enable()
-    breakdown = builder.build(reader.losses)
+    breakdown = builder.build(source.losses(), source.traces)
     if as_json:
         from reqpath.render.document import breakdown_to_json
 
         json.dump(breakdown_to_json(breakdown), sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    _print_report(breakdown, reader.directory, open_console(), filtered=keep is not None)
+    _print_report(breakdown, source, open_console(), filtered=keep is not None)
 
 
 def open_console() -> Console:
@@ -144,25 +139,21 @@ def _build_filter(route: str | None, since: str | None) -> Keep | None:
     return keep
 
 
-def _print_report(breakdown: Breakdown, directory: str, console: Console, *, filtered: bool) -> None:
+def _print_report(breakdown: Breakdown, source: Source, console: Console, *, filtered: bool) -> None:
     from rich.text import Text
 
     from reqpath.render.text import render_report
 
     if not breakdown.whole.requests:
         if filtered:
-            text = f"None of the requests in {directory} is of this route and time."
+            text = f"None of the requests in {source.place} is of this route and time."
         else:
-            text = (
-                f"No requests in the spool {directory} yet.\n\n"
-                "Put ReqPath(app) into the app and let it answer a request; if the app's REQPATH_SPOOL is "
-                "another directory, name that one: reqpath report SPOOL. For a first look: reqpath demo."
-            )
+            text = f"No requests in {source.place} yet.\n\n{source.advice}"
         console.print(Text(text))
         return
     render_report(breakdown, console)
     if breakdown.slowest:
-        words = f"One of them in full: reqpath trace slowest {shlex.quote(directory)}"
+        words = f"One of them in full: reqpath trace slowest {source.words}"
         console.print(Text(f"\n{words}", style="dim"))
 
 
@@ -175,14 +166,16 @@ def show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:
 
 
 def _count_aloud(paths: Iterator[RequestPath], console: Console) -> Iterator[RequestPath]:
-    with console.status("reading the spool") as status:
+    with console.status("reading") as status:
         for count, path in enumerate(paths, 1):
             if count % _PROGRESS_EVERY == 0:
-                status.update(f"reading the spool: {count:,} requests")
+                status.update(f"reading: {count:,} requests")
             yield path
 
 
-def _watch(reader: SpoolReader, builder: BreakdownBuilder, keep: Keep | None, console: Console) -> None:
+def _watch(
+    source: Source, reader: SpoolReader, builder: BreakdownBuilder, keep: Keep | None, console: Console
+) -> None:
     from rich.live import Live
     from rich.text import Text
 
@@ -206,11 +199,11 @@ def _watch(reader: SpoolReader, builder: BreakdownBuilder, keep: Keep | None, co
                         colour=has_colour(console),
                     )
                 else:
-                    page = Text(f"waiting for requests in {reader.directory}")
+                    page = Text(f"waiting for requests in {source.place}")
                 live.update(page, refresh=True)
                 # A page of many requests takes long to build; watching shall take a fifth of a CPU at most.
                 time.sleep(max(1.0, 4 * (time.monotonic() - start_s)))
         except KeyboardInterrupt:
             pass
     if builder.requests:
-        _print_report(builder.build(reader.losses), reader.directory, console, filtered=False)
+        _print_report(builder.build(reader.losses), source, console, filtered=False)

@@ -8,12 +8,10 @@ from collections.abc import Iterable
 
 import click
 
-from reqpath.collect.join import BATCH_BYTES, read_paths
 from reqpath.commands.report import open_console, show_progress
+from reqpath.commands.sources import Origin, open_source, source_options
 from reqpath.errors import MissingExtraError, ReqPathError
 from reqpath.path import RequestPath
-from reqpath.settings import default_spool
-from reqpath.spool import SpoolReader
 
 #: Trace ids named when a prefix fits several.
 _NAMED = 5
@@ -29,15 +27,24 @@ class NoSuchRequestError(ReqPathError):
 Examples:
   reqpath trace slowest
   reqpath trace 4bf92f35 /run/reqpath --json
+  reqpath trace slowest --from jaeger http://localhost:16686 --service shop
 """,
 )
 @click.argument("request", metavar="ID|slowest|last")
-@click.argument("spool", required=False, type=click.Path())
+@source_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
-def command(*, request: str, spool: str | None, as_json: bool) -> None:
+def command(
+    *,
+    request: str,
+    origin: Origin,
+    places: tuple[str, ...],
+    service: str | None,
+    lookback: str | None,
+    as_json: bool,
+) -> None:
     """Show one request as a waterfall.
 
-    ID is a trace id or the first digits of one; SPOOL is as for `reqpath report`.
+    ID is a trace id or the first digits of one; the rest is as for `reqpath report`.
     """
     try:
         from rich.text import Text
@@ -45,8 +52,8 @@ def command(*, request: str, spool: str | None, as_json: bool) -> None:
         from reqpath.render.waterfall import render_waterfall
     except ImportError as error:
         raise MissingExtraError("report", error.name or "numpy and rich") from error
-    reader = SpoolReader(spool or default_spool(), batch_bytes=BATCH_BYTES)
-    path, others = find_request(show_progress(read_paths(reader)), request)
+    source = open_source(origin, places, service=service, lookback=lookback)
+    path, others = find_request(show_progress(source.read(request.strip())), request, source.place)
     if as_json:
         from reqpath.render.document import path_to_json
 
@@ -60,7 +67,9 @@ def command(*, request: str, spool: str | None, as_json: bool) -> None:
         console.print(Text(f"{others} more of this trace id; this is the one that took longest."))
 
 
-def find_request(paths: Iterable[RequestPath], wanted: str) -> tuple[RequestPath, int]:
+def find_request(
+    paths: Iterable[RequestPath], wanted: str, place: str = "the spool"
+) -> tuple[RequestPath, int]:
     """Return the request, and how many others have its trace id; of several, the one that took longest.
 
     Raises: NoSuchRequestError when there is none, or a prefix fits several trace ids.
@@ -74,13 +83,13 @@ def find_request(paths: Iterable[RequestPath], wanted: str) -> tuple[RequestPath
             if key > best_key:
                 best, best_key = path, key
         if best is None:
-            raise NoSuchRequestError("the spool has no requests yet; `reqpath report` says what to do")
+            raise NoSuchRequestError(f"{place} has no requests yet; `reqpath report` says what to do")
         return best, 0
     prefix = wanted.strip().lower()
     found = [path for path in paths if path.trace_id.startswith(prefix)]
     ids = list(dict.fromkeys(path.trace_id for path in found))
     if not ids:
-        raise NoSuchRequestError(f"no request in the spool has a trace id that starts with {wanted}")
+        raise NoSuchRequestError(f"no request in {place} has a trace id that starts with {wanted}")
     if len(ids) > 1:
         named = ", ".join(ids[:_NAMED]) + (" …" if len(ids) > _NAMED else "")
         raise NoSuchRequestError(f"{len(ids)} trace ids start with {wanted}: {named}")

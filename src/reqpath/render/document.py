@@ -5,6 +5,7 @@ Durations are ns, as floats where they are means; shares are of the total time, 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +21,6 @@ VERSION: Final = 1
 
 def breakdown_to_json(breakdown: Breakdown) -> dict[str, Any]:
     """Return the breakdown as the object that `report --json` prints."""
-    losses = breakdown.losses
     whole = _group_to_json(breakdown.whole)
     return {
         "version": VERSION,
@@ -31,11 +31,7 @@ def breakdown_to_json(breakdown: Breakdown) -> dict[str, Any]:
         "rate_per_s": breakdown.rate_per_s,
         "routes": [{"route": group.route, **_group_to_json(group)} for group in breakdown.routes],
         "hints": {stamp: STAMPS[stamp][1] for stamp in breakdown.whole.missing_stamps},
-        "lost_records": losses.lost_records,
-        "evicted_records": losses.evicted_records,
-        "evicted_files": losses.evicted_files,
-        "torn_bytes": losses.torn_bytes,
-        "foreign_files": losses.foreign_files,
+        **_losses_to_json(breakdown),
         "rejected_stamps": breakdown.rejected_stamps,
         "dropped_operations": breakdown.dropped_operations,
         "joined": breakdown.joined,
@@ -83,6 +79,16 @@ def breakdown_to_json(breakdown: Breakdown) -> dict[str, Any]:
             }
             for request in breakdown.slowest
         ],
+    }
+
+
+def _losses_to_json(breakdown: Breakdown) -> dict[str, Any]:
+    losses, traces = breakdown.losses, breakdown.traces
+    fields = ("lost_records", "evicted_records", "evicted_files", "torn_bytes", "foreign_files")
+    return {
+        # Traces don't tell what never became one.
+        **{field: getattr(losses, field) if traces is None else None for field in fields},
+        "traces": None if traces is None else dataclasses.asdict(traces),
     }
 
 

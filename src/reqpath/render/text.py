@@ -8,7 +8,7 @@ what is missing or was lost. Whatever comes from a request is cleaned and never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
@@ -29,6 +29,9 @@ from reqpath.render.units import (
     format_span,
 )
 from reqpath.tiers import STAMPS
+
+if TYPE_CHECKING:
+    from reqpath.traces.counts import TraceCounts
 
 #: Wider lines are harder to read, not more telling.
 MAX_WIDTH: Final = 100
@@ -411,6 +414,8 @@ def _build_notes(breakdown: Breakdown) -> RenderableType | None:
             (f"retried {format_count(breakdown.retried, 'request')}", "nginx took it to another worker")
         )
     notes += _list_losses(breakdown)
+    if breakdown.traces is not None:
+        notes += _list_trace_notes(breakdown.traces)
     resolution = _describe_resolution(whole)
     if resolution:
         notes.append(resolution)
@@ -439,6 +444,35 @@ def _list_losses(breakdown: Breakdown) -> list[tuple[str, str]]:
             (
                 f"not listed {format_count(breakdown.dropped_operations, 'operation')}",
                 "beyond max_operations of a request; their time is in the segments",
+            )
+        )
+    return notes
+
+
+def _list_trace_notes(traces: TraceCounts) -> list[tuple[str, str]]:
+    """What to know of figures that were read from traces."""
+    notes = [
+        (
+            f"read from {format_count(traces.traces, 'trace')}",
+            "requests that were not kept as one are in the spool's report alone",
+        )
+    ]
+    if traces.plain:
+        notes.append(
+            (
+                f"without reqpath {format_count(traces.plain, 'request')}",
+                "other instrumentation's spans: Flask and templates are in wsgi.app, fetching in mysql.query",
+            )
+        )
+    if traces.without_request:
+        notes.append((f"no request in {format_count(traces.without_request, 'trace')}", "left out"))
+    if traces.unreadable:
+        notes.append((f"unreadable {format_count(traces.unreadable, 'line')} or spans", "torn, or not OTLP"))
+    if traces.cut_windows:
+        notes.append(
+            (
+                f"incomplete {traces.cut_windows:,} ms",
+                "Jaeger has more traces of them than it tells of at once",
             )
         )
     return notes
