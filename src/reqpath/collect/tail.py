@@ -114,12 +114,13 @@ class Tail:
         self._open: dict[int, tuple[Record, Place]] = {}
         self._pending: deque[Kept] = deque()
         self._taken: list[Kept] = []
-        self._start_ns = self._aged_ns = self._saved_ns = monotonic_ns()
+        self._start_ns = self._aged_ns = self._saved_ns = self._pass_ns = monotonic_ns()
         self._unsaved = False
         #: Records that a collector before this one held, whose files are gone.
         self._evicted_open = 0
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with self._changed:
+                self._restore(checkpoint)
         else:
             # What was gone before there was a collector is none of its losses.
             self._evicted_before = read_evicted(directory)[1]
@@ -150,6 +151,7 @@ class Tail:
                     return False
                 if self._reading is None:
                     self._reading = self.reader.read()
+                    self._pass_ns = self._monotonic_ns()
                 batch = next(self._reading, None)
                 if batch is None:
                     self._reading = None
@@ -161,6 +163,9 @@ class Tail:
 
     def finish(self) -> bool:
         """Read the spool to its end and wait no longer for any partner; False: too many paths are pending."""
+        if self._reading is not None:
+            self.step(_NEVER_NS)
+        # Another pass, for what has come since that one began.
         self.step(_NEVER_NS)
         if self.pending >= self._max_pending:
             return False
@@ -240,10 +245,10 @@ class Tail:
         self._judge(self._joiner.add(info, records))
 
     def _end_pass(self) -> None:
-        # Only here: what waits may have its partner in what was not read yet.
-        now_ns = self._monotonic_ns()
-        if now_ns - self._aged_ns >= self._wait_ns:
-            self._aged_ns = now_ns
+        # Only here, since what waits may have its partner in what was not read yet: this pass has read all
+        # that was there when it began.
+        if self._pass_ns - self._aged_ns >= self._wait_ns:
+            self._aged_ns = self._monotonic_ns()
             self._judge(self._joiner.release_aged())
 
     def _judge(self, paths: list[RequestPath]) -> None:
