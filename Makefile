@@ -11,6 +11,7 @@ ARGS   ?=
 
 help:
 	@echo 'make demo          install what is missing, run the demo (ARGS="--seconds 20 --transport tcp")'
+	@echo 'make demo JAEGER=1 the same, and have its traces in Jaeger'
 	@echo 'make jaeger        have a Jaeger on this machine until Ctrl-C'
 	@echo 'make test          install what is missing, lint, check types, run all tests'
 	@echo 'make unit          the tests that need no servers, in seconds'
@@ -18,8 +19,8 @@ help:
 	@echo 'make report-speed  measure a report over a million requests'
 	@echo 'make clean         remove the virtual environment and caches'
 
-demo: packages-demo $(VENV)/demo.stamp
-	$(BIN)/reqpath demo $(ARGS)
+demo: packages-demo $(VENV)/demo.stamp $(if $(JAEGER),$(VENV)/otlp.stamp)
+	$(BIN)/reqpath demo $(if $(JAEGER),--jaeger) $(ARGS)
 
 jaeger: $(VENV)/demo.stamp
 	$(BIN)/reqpath jaeger $(ARGS)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from reqpath.bench.process import Process, find_free_port, run_to_end, start_process
+from reqpath.bench.process import Process, find_free_port, is_listening, run_to_end, start_process
 from reqpath.errors import ConfigurationError, ServerError
 
 #: Names the program of a Jaeger, or the address of the user interface of one that runs.
@@ -213,6 +213,12 @@ def build_jaeger(go: str, target: str, log_path: str, progress: Progress) -> Non
             while_running=compiled.tell,
         )
         os.replace(partial, target)
+
+
+def usual_ports() -> Ports | None:
+    """Return the ports where everyone expects a Jaeger; None when one of them is taken."""
+    ports = (USUAL_PORTS.query, USUAL_PORTS.query_grpc, USUAL_PORTS.otlp_http, USUAL_PORTS.otlp_grpc)
+    return None if any(is_listening(("127.0.0.1", port)) for port in ports) else USUAL_PORTS
 
 
 def find_trace_page(otlp: str) -> str | None:

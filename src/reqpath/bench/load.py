@@ -1,7 +1,8 @@
 """Drives traffic at a server and notes what each client waited.
 
 The layer below is a socket and `http.client`'s reader of responses. Every request carries a `traceparent` of
-its own, so that what the client saw and the path that reqpath recorded can be joined::
+its own, or its response nginx's `traceresponse`, so that what the client saw and the path that reqpath
+recorded can be joined::
 
     observations: list[Observation] = []
     drive(("127.0.0.1", 8080), plan_shop_traffic(seed=1), Pace(clients=4, seconds_s=10), observations)
@@ -58,6 +59,7 @@ class Observation(NamedTuple):
     From before the first byte was sent until after the last was read; without connecting, without parsing.
     """
 
+    #: Empty when neither side began a trace that the client knows of.
     trace_id: str
     kind: str
     start_ns: int
@@ -93,6 +95,8 @@ class Pace:
     #: Mean pause of a client between two requests, exponentially distributed; 0 is a closed loop.
     think_s: float = 0.0
     seed: int = 1
+    #: False: as browsers do, the clients leave it to nginx to begin the traces, and are told of them.
+    traced: bool = True
 
 
 class _Arrivals(io.RawIOBase):
@@ -117,16 +121,22 @@ class _Arrivals(io.RawIOBase):
 class Client:
     """One client with one connection, kept open from request to request."""
 
-    def __init__(self, address: tuple[str, int], *, receive_buffer_bytes: int | None = None) -> None:
-        """`receive_buffer_bytes` bounds what the kernel takes for a client that does not read."""
+    def __init__(
+        self, address: tuple[str, int], *, receive_buffer_bytes: int | None = None, traced: bool = True
+    ) -> None:
+        """`receive_buffer_bytes` bounds what the kernel takes for a client that does not read.
+
+        `traced` False leaves out the traceparent.
+        """
         self._address = address
+        self._traced = traced
         self._receive_buffer_bytes = receive_buffer_bytes
         self._socket: socket.socket | None = None
 
     def send(self, plan: Plan) -> Observation:
         """Send a request and read its response to the end. A connection that breaks is an observation too."""
-        trace_id = os.urandom(16).hex()
-        head = self._build_head(plan, f"00-{trace_id}-{os.urandom(8).hex()}-01")
+        trace_id = os.urandom(16).hex() if self._traced else ""
+        head = self._build_head(plan, f"00-{trace_id}-{os.urandom(8).hex()}-01" if trace_id else "")
         received = 0
         status: int | None = None
         try:
@@ -146,6 +156,7 @@ class Client:
             with contextlib.closing(response):
                 response.begin()
                 status = response.status
+                trace_id = trace_id or _read_trace_id(response.getheader("traceresponse", ""))
                 received = _read_body(response, plan)
                 must_close = response.will_close
             end_ns = start_ns + arrivals.last_ns - begin_ns
@@ -185,8 +196,9 @@ class Client:
         lines = [
             f"{plan.method} {plan.path} HTTP/1.1",
             f"Host: {self._address[0]}:{self._address[1]}",
-            f"traceparent: {traceparent}",
         ]
+        if traceparent:
+            lines.append(f"traceparent: {traceparent}")
         length = sum(map(len, plan.body)) if plan.claimed_bytes is None else plan.claimed_bytes
         if length or plan.method == "POST":
             lines.append(f"Content-Length: {length}")
@@ -212,7 +224,7 @@ def drive(
     threads = [
         threading.Thread(
             target=_run_client,
-            args=(address, source, _make_dice(pace.seed * 1_000 + number), observations),
+            args=(Client(address, traced=pace.traced), source, pace.seed * 1_000 + number, observations),
             name=f"client-{number}",
         )
         for number in range(pace.clients)
@@ -303,13 +315,9 @@ class _Source:
             return next(self._plans, None)
 
 
-def _run_client(
-    address: tuple[str, int],
-    source: _Source,
-    dice: random.Random,
-    observations: list[Observation],
-) -> None:
-    with contextlib.closing(Client(address)) as client:
+def _run_client(client: Client, source: _Source, seed: int, observations: list[Observation]) -> None:
+    dice = _make_dice(seed)
+    with contextlib.closing(client):
         while not source.stop.is_set():
             plan = source.take()
             if plan is None:
@@ -317,6 +325,12 @@ def _run_client(
             observations.append(client.send(plan))
             if source.think_s:
                 source.stop.wait(dice.expovariate(1 / source.think_s))
+
+
+def _read_trace_id(traceresponse: str) -> str:
+    """Return the trace id; empty when there is none. Source: W3C Trace Context Level 2, a draft."""
+    parts = traceresponse.split("-")
+    return parts[1] if len(parts) == 4 else ""
 
 
 def _make_dice(seed: int) -> random.Random:

@@ -236,7 +236,10 @@ def _find_interpreter(script: str) -> str | None:
 
 def _build_environment(topology: Topology, database: Database) -> dict[str, str]:
     """Return the environment of the app's process: ours, its database, and no settings of another reqpath."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("REQPATH_")}
+    # OpenTelemetry's variables would send traces to a backend that nobody meant.
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("REQPATH_", "OTEL_"))
+    }
     app = topology.app
     where = database.connect_arguments(topology.database_transport)
     paths = [app.directory, *filter(None, [inherited.get("PYTHONPATH")])]
@@ -249,6 +252,7 @@ def _build_environment(topology: Topology, database: Database) -> dict[str, str]
         f"{app.database_prefix}_PORT": str(where.get("port", 0)),
         f"{app.database_prefix}_USER": str(where["user"]),
         f"{app.database_prefix}_NAME": str(where["database"]),
+        **dict(topology.environment),
     }
 
 

@@ -19,6 +19,9 @@ from reqpath.record import Transport
 
 Concurrency = Literal["processes", "threads"]
 
+#: Has nginx tell its clients of the traces that it begins; among `Topology.nginx_lines`.
+TRACE_RESPONSE = "add_header traceresponse $reqpath_traceparent always;"
+
 #: Source: nginx's own conf/uwsgi_params.
 _UWSGI_PARAMS = (
     ("QUERY_STRING", "$query_string"),
@@ -76,6 +79,8 @@ class Topology:
     uwsgi_lines: tuple[str, ...] = ()
     #: Further options of the database server.
     database_options: tuple[str, ...] = ()
+    #: Further variables of the app's and the collector's environment.
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from reqpath.analyse.figures import Breakdown
     from reqpath.bench.database import Kind
+    from reqpath.bench.jaeger import Jaeger
     from reqpath.bench.load import Observation
     from reqpath.bench.servers import Deployment
     from reqpath.bench.topology import Concurrency
+    from reqpath.commands.backend import Backend
     from reqpath.record import Transport
 
 #: What the extra `demo` brings.
@@ -32,6 +34,7 @@ _NEEDED = ("flask", "pymysql", "numpy", "rich")
 #: How long a worker may take to close the records of the last requests.
 _SETTLE_S = 3.0
 _INTERRUPTED = 130
+_SERVICE = "shop"
 
 
 @click.command(
@@ -40,6 +43,8 @@ _INTERRUPTED = 130
 Examples:
   reqpath demo
   reqpath demo --workers threads --transport tcp --keep-spool ./spool
+  reqpath demo --jaeger
+  reqpath demo --otlp http://localhost:4318
 """,
 )
 @click.option("--transport", type=click.Choice(["tcp", "unix"]), default="unix", help="nginx to uWSGI.")
@@ -61,6 +66,10 @@ Examples:
 )
 @click.option("--keep-spool", metavar="DIR", type=click.Path(), help="Leave the records there.")
 @click.option("--keep-running", is_flag=True, help="Leave the servers up until Ctrl-C.")
+@click.option("--otlp", metavar="URL", help="Send the traces to this OTLP backend, all of them.")
+@click.option(
+    "--jaeger", is_flag=True, help="Send the traces to a Jaeger; without one, start it until Ctrl-C."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
 def command(
     *,
@@ -71,6 +80,8 @@ def command(
     seconds: float,
     keep_spool: str | None,
     keep_running: bool,
+    otlp: str | None,
+    jaeger: bool,
     as_json: bool,
 ) -> None:
     """Start nginx, uWSGI and a database, drive traffic, show where its time went.
@@ -85,44 +96,54 @@ def command(
     from reqpath.bench.load import wait_for_records
     from reqpath.bench.process import exit_on_signals
     from reqpath.bench.servers import shop, start_deployment
-    from reqpath.bench.topology import Topology
+    from reqpath.bench.topology import TRACE_RESPONSE, Topology
+    from reqpath.commands.backend import open_backend
     from reqpath.render.document import breakdown_to_json
     from reqpath.render.text import render_report
 
     spool = None if keep_spool is None else _choose_spool(keep_spool)
     talk = Console(stderr=True)
-    topology = Topology(
-        app=shop(),
-        transport=transport,
-        database_transport=db_transport,
-        concurrency=workers,
-        database=database,
-    )
     observations: list[Observation] = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(exit_on_signals())
+    with contextlib.ExitStack() as outer:
+        outer.enter_context(exit_on_signals())
         with _show_start(talk) as tell:
-            deployment = stack.enter_context(start_deployment(topology, spool=spool, progress=tell))
-        _describe(deployment, talk)
-        interrupted = _drive(deployment, seconds, observations, talk)
-        deployment.check_alive()
-        wait_for_records(deployment.spool, {o.trace_id for o in observations}, _SETTLE_S)
-        breakdown, client = _read(deployment.spool, observations)
-        if as_json:
-            document = breakdown_to_json(breakdown) | {
-                "client": client,
-                "deployment": _deployment_to_json(deployment),
-            }
-            json.dump(document, sys.stdout, indent=2)
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        else:
-            console = Console()
-            render_report(breakdown, console)
-            _print_client(client, console)
-        _print_next_steps(spool, talk)
-        if keep_running and not interrupted:
-            _wait_for_the_end(deployment, talk)
+            backend = outer.enter_context(open_backend(otlp, tell, jaeger=jaeger))
+        topology = Topology(
+            app=shop(),
+            transport=transport,
+            database_transport=db_transport,
+            concurrency=workers,
+            database=database,
+            nginx_lines=(TRACE_RESPONSE,),
+            environment=(("REQPATH_SERVICE_NAME", _SERVICE), *(backend.environment if backend else ())),
+        )
+        with contextlib.ExitStack() as stack:
+            with _show_start(talk) as tell:
+                deployment = stack.enter_context(start_deployment(topology, spool=spool, progress=tell))
+            _describe(deployment, talk)
+            interrupted = _drive(deployment, seconds, observations, talk)
+            deployment.check_alive()
+            wait_for_records(deployment.spool, {o.trace_id for o in observations if o.trace_id}, _SETTLE_S)
+            breakdown, client = _read(deployment.spool, observations)
+            if as_json:
+                document = breakdown_to_json(breakdown) | {
+                    "client": client,
+                    "deployment": _deployment_to_json(deployment),
+                }
+                json.dump(document, sys.stdout, indent=2)
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+            else:
+                console = Console()
+                render_report(breakdown, console)
+                _print_client(client, console)
+            if backend and breakdown.slowest:
+                _print_trace(backend, breakdown.slowest[0].trace_id, talk)
+            _print_next_steps(spool, talk)
+            if keep_running and not interrupted:
+                _wait_for_the_end(deployment, talk)
+        if backend and backend.jaeger and not (interrupted or keep_running):
+            _wait_beside(backend.jaeger, talk)
     if interrupted:
         sys.exit(_INTERRUPTED)
 
@@ -163,7 +184,7 @@ def _drive(deployment: Deployment, seconds_s: float, observations: list[Observat
 
     from reqpath.bench.load import Pace, drive, plan_shop_traffic
 
-    pace = Pace(clients=4, seconds_s=seconds_s, think_s=0.03)
+    pace = Pace(clients=4, seconds_s=seconds_s, think_s=0.03, traced=False)
     if not talk.is_terminal:
         talk.print(f"driving traffic for {seconds_s:g} s", highlight=False)
     bar = Progress(
@@ -255,6 +276,31 @@ def _print_next_steps(spool: str | None, talk: Console) -> None:
     talk.print("\nWhere to go next", highlight=False)
     for what, how in steps:
         talk.print(f"  {what:<15} {how}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_trace(backend: Backend, trace_id: str, talk: Console) -> None:
+    from reqpath.commands.jaeger import NO_UI
+
+    page = backend.find_trace(trace_id)
+    talk.print("\nThe slowest request", highlight=False)
+    if page is None:
+        talk.print(f"  sent to {backend.otlp} as trace {trace_id}", highlight=False, soft_wrap=True)
+        return
+    talk.print(f"  {page}", highlight=False, soft_wrap=True)
+    talk.print(f"  reqpath trace {trace_id} --from jaeger {backend.page}", highlight=False, soft_wrap=True)
+    if backend.jaeger and not backend.jaeger.has_ui:
+        talk.print(f"\n{NO_UI}", highlight=False, markup=False)
+
+
+def _wait_beside(jaeger: Jaeger, talk: Console) -> None:
+    """Stay until Ctrl-C beside a Jaeger that was started; one that ran already needs nobody."""
+    if jaeger.process is None:
+        return
+    talk.print(f"\nJaeger is up until Ctrl-C: {jaeger.url}", highlight=False, soft_wrap=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            jaeger.process.check_alive()
+            time.sleep(0.5)
 
 
 def _wait_for_the_end(deployment: Deployment, talk: Console) -> None:

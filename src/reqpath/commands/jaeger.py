@@ -9,8 +9,8 @@ import time
 
 import click
 
-from reqpath.bench.jaeger import JAEGER_VARIABLE, USUAL_PORTS, Jaeger, start_jaeger
-from reqpath.bench.process import exit_on_signals, is_listening
+from reqpath.bench.jaeger import JAEGER_VARIABLE, Jaeger, start_jaeger, usual_ports
+from reqpath.bench.process import exit_on_signals
 
 NO_UI = (
     "This Jaeger was built from its Go module, which lacks the pages of the user interface: a browser sees a "
@@ -37,11 +37,7 @@ def command(*, as_json: bool) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(exit_on_signals())
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-jaeger-"))
-        usual = (USUAL_PORTS.query, USUAL_PORTS.query_grpc, USUAL_PORTS.otlp_http, USUAL_PORTS.otlp_grpc)
-        taken = [port for port in usual if is_listening(("127.0.0.1", port))]
-        jaeger = stack.enter_context(
-            start_jaeger(directory, ports=None if taken else USUAL_PORTS, progress=announce)
-        )
+        jaeger = stack.enter_context(start_jaeger(directory, ports=usual_ports(), progress=_announce))
         _describe(jaeger, as_json=as_json)
         if jaeger.process is None:
             return
@@ -51,8 +47,7 @@ def command(*, as_json: bool) -> None:
                 time.sleep(0.5)
 
 
-def announce(what: str) -> None:
-    """Say on the standard error what takes a while."""
+def _announce(what: str) -> None:
     click.echo(f"starting {what}", err=True)
 
 
