@@ -1,8 +1,9 @@
 -- Where a fleet's requests spend their time: four questions to the view that clickhouse-view-otel.sql or
 -- clickhouse-view-jaeger.sql makes, so the same on both tables.
 --
--- With the default keep policy the spans are the errors, the slow requests and a steady few, and so are these means:
--- those of all requests are in Prometheus, or here with `reqpath collect --keep all`.
+-- With the default keep policy there are spans of the errors, the slow requests and a steady few, and these are their
+-- means: those of all requests are in Prometheus, or here when everything is kept (REQPATH_KEEP=all). With
+-- `kept = 'steady'` they are of the first requests of each route and second, whatever these took.
 --
 -- clickhouse-client --database otel --param_service=shop --param_hours=1 --queries-file clickhouse-breakdown.sql
 

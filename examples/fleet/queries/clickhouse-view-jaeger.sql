@@ -35,6 +35,8 @@ SELECT
         pair -> has(segment_keys, pair.1),
         arrayZip(int_attributes.key, int_attributes.value)
     ) AS segments,
+    -- Why the keep policy exported it
+    str_attributes.value[indexOf(str_attributes.key, 'reqpath.kept')] AS kept,
     trace_id
 FROM spans
 WHERE has(int_attributes.key, 'reqpath.total_ns');

@@ -33,6 +33,8 @@ SELECT
         key -> (key, toInt64(SpanAttributes[key])),
         arrayFilter(key -> mapContains(SpanAttributes, key), segment_keys)
     ) AS segments,
+    -- Why the keep policy exported it
+    SpanAttributes['reqpath.kept'] AS kept,
     TraceId AS trace_id
 FROM otel_traces
 WHERE mapContains(SpanAttributes, 'reqpath.total_ns');
