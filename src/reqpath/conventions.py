@@ -14,6 +14,8 @@ from typing import Final
 from reqpath.path import METHODS
 from reqpath.tiers import NAMES
 
+#: What all names begin with that are reqpath's alone.
+PREFIX: Final = "reqpath."
 #: Name of the instrumentation scope of all of reqpath's spans.
 SCOPE: Final = "reqpath"
 
@@ -31,8 +33,8 @@ TEMPLATE: Final = "template"
 OPERATION: Final = "operation"
 SERVER: Final = "server"
 
-#: Of the ids that `derive_base` gives, those of these spans begin here; an operation takes two, the second for
-#: its server's.
+#: Of the ids that `derive_base` gives, those of these spans begin here; an operation takes two, the second
+#: for its server's.
 FIRST_ATTEMPT: Final = 16
 FIRST_TEMPLATE: Final = 1_024
 FIRST_OPERATION: Final = 65_536
@@ -99,9 +101,11 @@ TIMELINE: Final = "reqpath.timeline"
 RETRIED: Final = "reqpath.retried"
 #: The app set the span's status.
 APP_STATUS: Final = "reqpath.app_status"
-#: The app set these attributes, which are also reqpath's; reqpath's own values are under `OWN`.
+#: The app set these attributes of the conventions, which reqpath has as well: its own values are under `OWN`.
 APP_ATTRIBUTES: Final = "reqpath.app_attributes"
 OWN: Final = "reqpath.own."
+#: Under which the app's values are of attributes that are reqpath's alone.
+OF_APP: Final = "reqpath.app."
 #: On the `exception` event of the exception that left the app.
 UNHANDLED: Final = "reqpath.unhandled"
 #: The caller did not ask for the trace to be sampled.

@@ -190,12 +190,11 @@ class _Builder:
     def _build_without_line(self, worker: WorkerRecord, facts: _Attributes) -> None:
         """Build what a worker's record knows by itself; the proxy before it may have had a span or not."""
         parent = self._context(worker.parent_id, remote=True) if worker.parent_id else None
-        stamps = (worker.nginx_start_ns, worker.nginx_pass_ns)
-        begin_ns = next((ns for ns in stamps if ns is not None), None)
+        stamps_ns = [ns for ns in (worker.nginx_start_ns, worker.nginx_pass_ns) if ns is not None]
         passed_ns = None
-        if begin_ns is not None:
-            first_ns, end_ns = _first_ns(worker), _end_ns(worker)
-            begin_ns = min(begin_ns, first_ns)
+        if stamps_ns:
+            end_ns = _end_ns(worker)
+            begin_ns = min(*stamps_ns, _first_ns(worker))
             passed_ns = begin_ns if worker.nginx_pass_ns is None else worker.nginx_pass_ns
             self._seed(worker.span_id)
             parent = self._add(
@@ -473,9 +472,13 @@ def _place_attempts(path: RequestPath) -> list[_Placed]:
     workers: list[list[WorkerRecord]] = [[] for _ in attempts]
     # Each time is rounded to a millisecond, and the stamp before them may be as well.
     tolerance_ns = (len(attempts) + 1) * _MS
-    for record in (*path.retried, worker) if worker is not None else ():
+    last = len(attempts) - 1
+    for record in () if worker is None else (worker, *reversed(path.retried)):
         first_ns = _first_ns(record) + tolerance_ns
-        workers[max(0, *(i for i in range(len(attempts)) if starts_ns[i] <= first_ns))].append(record)
+        last = max((i for i in range(last + 1) if starts_ns[i] <= first_ns), default=0)
+        workers[last].insert(0, record)
+        # Each attempt has a worker of its own, as far as there are so many.
+        last = max(0, last - 1)
     placed = []
     for i, attempt in enumerate(attempts):
         end_ns = min(starts_ns[i + 1], nginx.end_ns)
@@ -506,6 +509,8 @@ def _end_ns(worker: WorkerRecord) -> int:
         end_ns = sum(filter(None, worker.exclusive_ns))
     for operation in worker.operations:
         end_ns = max(end_ns, operation.end_ns)
+    if worker.timeline:
+        end_ns = max(end_ns, worker.timeline[-1])
     return worker.app_start_ns + max(end_ns, worker.view_end_offset_ns or 0)
 
 
@@ -677,14 +682,23 @@ def _describe_worker(
 
 
 def _add_attributes_of_app(attributes: _Attributes, of_app: dict[str, AttributeValue]) -> None:
-    """Let what the app set stand, as an SDK does, and keep reqpath's own values beside it."""
-    doubled = [key for key in of_app if key in names.REQUEST_KEYS]
-    for key in doubled:
-        if key in attributes:
-            attributes[names.OWN + key] = attributes[key]
-    attributes.update(of_app)
+    """Let what the app set stand, as an SDK does, and keep reqpath's own values beside it.
+
+    Of the names that are reqpath's alone it is the app's values that go beside.
+    """
+    doubled = []
+    for key, value in of_app.items():
+        if key not in names.REQUEST_KEYS:
+            attributes[key] = value
+        elif key.startswith(names.PREFIX):
+            attributes[names.OF_APP + key] = value
+        else:
+            doubled.append(key)
+            if key in attributes:
+                attributes[names.OWN + key] = attributes[key]
+            attributes[key] = value
     if doubled:
-        attributes[names.APP_ATTRIBUTES] = doubled
+        attributes[names.APP_ATTRIBUTES] = sorted(doubled)
 
 
 def _describe_operation(operation: Operation) -> _Attributes:

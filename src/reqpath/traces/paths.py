@@ -317,6 +317,9 @@ def _split_attributes(attributes: _Attributes) -> tuple[_Attributes, _Attributes
     for key, value in attributes.items():
         if key.startswith(names.OWN):
             continue
+        if key.startswith(names.OF_APP):
+            of_app[key.removeprefix(names.OF_APP)] = value
+            continue
         (own if key in names.REQUEST_KEYS and key not in doubled else of_app)[key] = value
     for key in doubled:
         kept = attributes.get(names.OWN + key)
