@@ -411,6 +411,9 @@ def _parse_retry_after(text: str | None) -> float:
         return 0.0
 
 
-def _shorten(error: Exception) -> str:
-    """Return an error without the objects that it lists on its way."""
-    return (str(error) or repr(error)).splitlines()[0][:200]
+def _shorten(error: BaseException) -> str:
+    """Return what is behind an error, without the layers that it came through."""
+    while (behind := error.__cause__ or error.__context__) is not None:
+        error = behind
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0][:200]

@@ -42,7 +42,7 @@ MAX_PENDING: Final = 1_024
 _BATCH_SPANS: Final = 2_000
 #: It waits until so many paths are there, or for so long.
 _LINGER_PATHS: Final = 100
-_LINGER_S: Final = 1.0
+LINGER_S: Final = 1.0
 _NEVER_NS: Final = 1 << 62
 #: How often the checkpoint is written when nothing is exported.
 _CHECKPOINT_NS: Final = 1_000_000_000
@@ -85,6 +85,7 @@ class Tail:
         expect_nginx: bool,
         from_start: bool = False,
         max_pending: int = MAX_PENDING,
+        linger_s: float = LINGER_S,
         observe: Observer | None = None,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -104,6 +105,7 @@ class Tail:
         self._wait_ns = int(wait_s * 1e9)
         self._expect_nginx = expect_nginx
         self._max_pending = max_pending
+        self._linger_s = linger_s
         self._observe = observe
         self._monotonic_ns = monotonic_ns
         self._joiner = Joiner()
@@ -193,7 +195,9 @@ class Tail:
         """Wait for paths that are kept and return some; none at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._ending)
-            self._changed.wait_for(lambda: self._ending or len(self._pending) >= _LINGER_PATHS, _LINGER_S)
+            self._changed.wait_for(
+                lambda: self._ending or len(self._pending) >= _LINGER_PATHS, self._linger_s
+            )
             batch: list[Kept] = []
             spans = 0
             while self._pending and spans < _BATCH_SPANS:

@@ -1,0 +1,146 @@
+"""An OTLP backend on a port of this machine, as well or as badly behaved as a test wants it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the backend answers; `hang` is waited for first."""
+
+    status: int = 200
+    retry_after: str = ""
+    hang: threading.Event | None = None
+    #: Take the request's spans; by default when the status says so.
+    accept: bool | None = None
+
+
+class Backend:
+    """What has arrived, and how the next requests are answered."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.lock = threading.Lock()
+        #: Of each accepted request its bytes, of each request its status and headers.
+        self.bodies: list[bytes] = []
+        self.statuses: list[int] = []
+        self.headers: list[dict[str, str]] = []
+        self.decide: Callable[[ExportTraceServiceRequest], Reply] = lambda _: Reply()
+        self._server: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for `--otlp`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def spans(self) -> list[tuple[str, Span]]:
+        """All accepted spans, each with its service's name."""
+        with self.lock:
+            bodies = list(self.bodies)
+        return [
+            (_service_name(of_resource.resource.attributes), span)
+            for body in bodies
+            for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for of_scope in of_resource.scope_spans
+            for span in of_scope.spans
+        ]
+
+    def arrivals(self) -> Counter[str]:
+        """Return how often each path arrived, by its trace id: by the one span that has the reason."""
+        return Counter(
+            span.trace_id.hex()
+            for _, span in self.spans
+            if any(attribute.key == "reqpath.kept" for attribute in span.attributes)
+        )
+
+    def start(self) -> None:
+        """Listen, again on the same port when it did before."""
+        backend = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                backend.answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class has it so
+                """Say nothing."""
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = False
+            allow_reuse_address = True
+
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.connections: set[Any] = set()
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                self.connections.add(request)
+                super().process_request(request, client_address)
+
+            def shutdown_request(self, request: Any) -> None:
+                self.connections.discard(request)
+                super().shutdown_request(request)
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Say nothing of a client that has gone."""
+
+        self._server = Server(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+
+    def stop(self) -> None:
+        """Close the port and every connection, as a killed backend does."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        for connection in list(server.connections):  # type: ignore[attr-defined]  # of the class above
+            try:
+                connection.shutdown(2)
+            except OSError:
+                continue
+        server.server_close()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        """Take one request."""
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        reply = self.decide(ExportTraceServiceRequest.FromString(body))
+        if reply.hang is not None:
+            reply.hang.wait(30)
+        with self.lock:
+            self.statuses.append(reply.status)
+            self.headers.append(dict(handler.headers))
+            if 200 <= reply.status < 300 if reply.accept is None else reply.accept:
+                self.bodies.append(body)
+            handler.send_response(reply.status)
+            if reply.retry_after:
+                handler.send_header("Retry-After", reply.retry_after)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+
+def _service_name(attributes: Any) -> str:
+    return next((str(each.value.string_value) for each in attributes if each.key == "service.name"), "")
+
+
+@contextmanager
+def start_backend() -> Iterator[Backend]:
+    """Run a backend within the `with`."""
+    backend = Backend()
+    backend.start()
+    try:
+        yield backend
+    finally:
+        backend.stop()
