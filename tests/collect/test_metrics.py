@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,15 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
 )
 
+from reqpath.collect.collector import Collector
+from reqpath.collect.export import find_target
 from reqpath.collect.histogram import FIRST_EXPONENT, HTTP_BOUNDS_NS
 from reqpath.collect.metrics import OTHER_ROUTE, MetricsExport, PathMetrics, metrics_wanted
 from reqpath.errors import ConfigurationError, MissingExtraError
 from reqpath.path import RequestPath
+from reqpath.settings import Settings
 from reqpath.tiers import NAMES
+from tests.collect.spools import write_paths
 from tests.factories import make_nginx_record, make_path, make_shop_paths
 
 START_NS = 1_800_000_000_000_000_000
@@ -218,10 +223,11 @@ class Sink:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                sink.requests.append((self.path, ExportMetricsServiceRequest.FromString(body)))
+                if self.path != "/v1/traces":
+                    sink.requests.append((self.path, ExportMetricsServiceRequest.FromString(body)))
+                    sink.arrived.set()
                 self.send_response(200)
                 self.end_headers()
-                sink.arrived.set()
 
             def log_message(self, *arguments: object) -> None:
                 """Be silent."""
@@ -317,6 +323,30 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.metric_exporter", None)
     with pytest.raises(MissingExtraError, match=r"reqpath\[otlp\]"):
         MetricsExport.from_environment("shop", protocol="grpc", environ={})
+
+
+def test_the_collector_counts_all_paths_and_keeps_few(
+    sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    settings = Settings(spool=str(tmp_path / "spool"), otlp=sink.url)
+    write_paths(settings.spool_directory, make_shop_paths(300))
+    target = find_target(settings)
+    assert target
+    with Collector(settings, target, report=print) as collector:
+        collector.begin()
+        assert collector.finish()
+        status = collector.status()
+    assert status
+    assert 0 < sum(status.kept.values()) < 300
+    (_, request) = sink.requests[-1]
+    (totals,) = [
+        metric
+        for resource in request.resource_metrics
+        for metric in resource.scope_metrics[0].metrics
+        if metric.name == "reqpath.request.duration"
+    ]
+    assert sum(point.count for point in totals.histogram.data_points) == 300
 
 
 @pytest.mark.parametrize(
