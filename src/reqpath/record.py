@@ -59,6 +59,8 @@ class Operation(msgspec.Struct, array_like=True, gc=False):
     connection: int | None = None
     #: Of a query: ns of its reply spent fetching and decoding while it was this request's turn.
     fetch_ns: int | None = None
+    #: The span that the app's own OpenTelemetry instrumentation makes of the call, and exports.
+    app_span_id: str | None = None
 
 
 class SpanEvent(msgspec.Struct, array_like=True, gc=False):
@@ -67,6 +69,17 @@ class SpanEvent(msgspec.Struct, array_like=True, gc=False):
     name: str
     time_ns: int
     attributes: dict[str, AttributeValue] = {}
+
+
+class AppSpan(msgspec.Struct, array_like=True, gc=False):
+    """The request's span of the app's own OpenTelemetry SDK, which exports it; ns since `app_start_ns`."""
+
+    #: Another than the record's where the app was called with ids that nginx does not know.
+    trace_id: str
+    span_id: str
+    start_ns: int
+    #: None where it ends after the request.
+    end_ns: int | None = None
 
 
 class WorkerRecord(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -127,6 +140,10 @@ class WorkerRecord(msgspec.Struct, array_like=True, tag=1, gc=False):
     #: the last one is the end. Kept where a template was rendered, whose instants nothing else has, and empty
     #: where there were too many switches to keep.
     timeline: list[int] = []
+    #: Where the app's own instrumentation makes a sampled span of the request; its parent is `span_id`.
+    app_span: AppSpan | None = None
+    #: The app's own SDK was told that the trace is sampled, by its own sampler: it may export spans of it.
+    app_samples: bool = False
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):

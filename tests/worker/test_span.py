@@ -183,12 +183,16 @@ def test_a_request_that_is_not_sampled_says_so(fake_clock: FakeClock) -> None:
     assert not RequestSpan(recorder).get_span_context().trace_flags.sampled
 
 
-def test_the_context_holds_the_span_beside_what_was_there(span: RequestSpan) -> None:
-    assert get_current_span(build_span_context(span)) is span
+def test_the_context_holds_the_span_beside_what_was_there(fake_clock: FakeClock) -> None:
+    recorder = make_recorder(fake_clock)
+    context = build_span_context(recorder)
+    assert context is not None
+    assert isinstance(get_current_span(context), RequestSpan)
     token = otel_context.attach(otel_context.set_value("baggage", 7))
     try:
-        context = build_span_context(span)
+        context = build_span_context(recorder)
     finally:
         otel_context.detach(token)
-    assert get_current_span(context) is span
+    assert context is not None
+    assert isinstance(get_current_span(context), RequestSpan)
     assert otel_context.get_value("baggage", context) == 7

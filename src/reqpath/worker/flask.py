@@ -63,6 +63,7 @@ class ReqPath:
         if not settings.enabled:
             return
         middleware = RequestMiddleware(app.wsgi_app, settings, flask=True)
+        middleware.flask_app = app
         app.extensions[_EXTENSION] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to add a middleware
         self._hook(app)

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, TypeGuard
 
 from reqpath.record import Operation, Transport
 from reqpath.settings import Settings, Sql
+from reqpath.worker import instrumented
 from reqpath.worker.guard import note_fault
 from reqpath.worker.recorder import COMMIT, CONNECT, FETCH, QUERY, RequestRecorder, current
 from reqpath.worker.sql import MAX_CACHED, bound, keep_statement
@@ -196,11 +197,14 @@ class _Link:
         "start_ns",
         "statement",
         "tls_ns",
+        "traced",
         "transport",
     )
 
     def __init__(self) -> None:
         self.number = _number_connection()
+        #: The app's own instrumentation may make spans of what is executed.
+        self.traced = instrumented.traces_databases()
         self.transport: Transport | None = None
         self.address: str | None = None
         self.port: int | None = None
@@ -303,6 +307,8 @@ def _hook_query(original: _Method, policy: _Policy) -> _Method:
                 link.number,
                 fetch_ns,
             )
+            if link.traced:
+                operation.app_span_id = instrumented.find_database_span_id()
             operations = recorder.record.operations
             if len(operations) < recorder.max_operations:
                 operations.append(operation)
@@ -392,6 +398,8 @@ def _end_operation(  # noqa: PLR0917 - keywords would double the price of the ca
             connection=link.number,
             fetch_ns=fetch_ns,
         )
+        if link.traced:
+            link.operation.app_span_id = instrumented.find_database_span_id()
         recorder.add_operation(link.operation)
     except Exception:
         note_fault("recording a database operation")
@@ -454,6 +462,7 @@ def _keep_beside(  # noqa: PLR0917 - as above
                 namespace=link.namespace,
                 concurrent=True,
                 connection=link.number,
+                app_span_id=instrumented.find_database_span_id() if link.traced else None,
             )
         )
     except Exception:

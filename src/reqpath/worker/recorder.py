@@ -67,8 +67,12 @@ class RequestRecorder(msgspec.Struct, eq=False):
     on_close: Sequence[object] = ()
     #: Flask's context of the request, from its making until the route is read from it.
     flask_context: Any = None
-    #: OpenTelemetry's context with the request's span; None where that failed.
+    #: OpenTelemetry's context with the request's span; None where that failed, and where the app's own
+    #: instrumentation has a span of the request.
     span_context: Context | None = None
+    #: Where the app's own OpenTelemetry instrumentation keeps its span, or that span: until the end.
+    app_environ: Any = None
+    app_span: Any = None
     #: What to put back at the end of the step.
     token: Token[RequestRecorder | None] | None = None
     span_token: Any = None

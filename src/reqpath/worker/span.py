@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -19,22 +19,29 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
+    TraceState,
+    get_current_span,
     set_span_in_context,
 )
 
 from reqpath.record import AttributeValue, SpanEvent
+from reqpath.worker import instrumented
 from reqpath.worker.guard import note_fault
 from reqpath.worker.recorder import MAX_ATTRIBUTES, MAX_TEXT, RequestRecorder, get_context
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 
 class RequestSpan(Span):
     """OpenTelemetry's view of a recorder. Raises nothing, whatever it is given."""
 
-    __slots__ = ("_context", "_recorder")
+    __slots__ = ("_context", "_recorder", "_trace_state")
 
     def __init__(self, recorder: RequestRecorder) -> None:
         self._recorder = recorder
         self._context: SpanContext | None = None
+        self._trace_state: TraceState | None = None
 
     def get_span_context(self) -> SpanContext:
         """Return the ids under which this request is recorded."""
@@ -42,11 +49,14 @@ class RequestSpan(Span):
         if context is None:
             record = self._recorder.record
             # Made when asked for: most requests of most apps never do.
+            if not self._recorder.finished and instrumented.decide_sampling(record):
+                record.app_samples = record.sampled
             context = self._context = SpanContext(
                 int(record.trace_id, 16),
                 int(record.span_id, 16),
                 is_remote=False,
                 trace_flags=TraceFlags(TraceFlags.SAMPLED if record.sampled else TraceFlags.DEFAULT),
+                trace_state=self._trace_state,
             )
         return context
 
@@ -146,13 +156,45 @@ class RequestSpan(Span):
         """Do nothing: the request ends when its body is closed, whoever calls this."""
 
 
-def build_span_context(span: Span) -> Context:
-    """Return the current context with `span` as its span."""
+def build_span_context(recorder: RequestRecorder) -> Context | None:
+    """Return the current context with the request's span; None where an instrumentation around it has one."""
+    span = RequestSpan(recorder)
     outer = get_context()
     if outer or _SPAN_KEY is None:
-        return set_span_in_context(span, outer)
+        recorder.app_span = find_span_around(outer)
+        return None if recorder.app_span is not None else set_span_in_context(span, outer)
     # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.
     return Context({_SPAN_KEY: span})
+
+
+def find_span_around(outer: Context) -> Any:
+    """Return the span of an instrumentation that runs around reqpath; None without one.
+
+    One that has ended was left behind by an earlier request.
+    """
+    span = get_current_span(outer)
+    if (
+        isinstance(span, RequestSpan)
+        or not span.get_span_context().is_valid
+        or getattr(span, "end_time", None) is not None
+    ):
+        return None
+    return span
+
+
+def build_told_context(
+    recorder: RequestRecorder, environ: WSGIEnvironment, *, trusted: bool
+) -> Context | None:
+    """Return what `build_span_context` does, with what the request's headers say to OpenTelemetry."""
+    recorder.app_span = find_span_around(get_context())
+    if recorder.app_span is not None:
+        return None
+    context = instrumented.read_headers(environ, recorder.record, get_context(), trusted)
+    caller = get_current_span(context).get_span_context()
+    span = RequestSpan(recorder)
+    if f"{caller.trace_id:032x}" == recorder.record.trace_id:
+        span._trace_state = caller.trace_state
+    return set_span_in_context(span, context)
 
 
 #: Under which OpenTelemetry keeps the span in a context: the one key of a context that holds only a span.

@@ -22,17 +22,19 @@ from reqpath.record import FORMAT_VERSION, Transport, WorkerRecord, WriterInfo, 
 from reqpath.settings import Settings
 from reqpath.spool import SpoolWriter
 from reqpath.tiers import WORKER_SEGMENTS
-from reqpath.worker import jinja, pymysql
+from reqpath.worker import instrumented, jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
 from reqpath.worker.lens import RUN_QUEUE_EVERY, RunQueueClock
-from reqpath.worker.recorder import RequestRecorder
-from reqpath.worker.span import RequestSpan, build_span_context
+from reqpath.worker.recorder import RequestRecorder, get_context
+from reqpath.worker.span import build_span_context, build_told_context, find_span_around
 from reqpath.worker.stamps import is_digits, read_stamps
 from reqpath.worker.uwsgi import ServerFacts, on_postfork, read_facts, read_transport, uwsgi_module
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask import Flask
+    from opentelemetry.context import Context
 
 #: Where the request's recorder is in the WSGI environ.
 ENVIRON_KEY: Final = "reqpath.recorder"
@@ -90,6 +92,10 @@ class RequestMiddleware:
         self._facts_pid = 0
         self._random_bits: Callable[[int], int] = random.getrandbits
         self._run_queue: RunQueueClock | None = None
+        #: The Flask app around whose `wsgi_app` this is.
+        self.flask_app: Flask | None = None
+        #: Keys in the environ of requests that concern the app's own OpenTelemetry.
+        self._told_by = instrumented.NOT_FOUND_YET
         self._writer = SpoolWriter(
             self.settings.spool_directory,
             self._build_info,
@@ -168,6 +174,8 @@ class RequestMiddleware:
                     run_queue_ns = self._run_queue.read_ns()
                     if run_queue_ns is not None:
                         record.run_queue_ns = run_queue_ns - recorder.run_queue_start_ns
+            if recorder.span_context is None:
+                instrumented.note_app_span(recorder)
             record.sequence = self._writer.next_sequence()
             self._writer.append(_encode_safely(record))
         except Exception:
@@ -233,7 +241,10 @@ class RequestMiddleware:
         )
         environ[ENVIRON_KEY] = recorder
         try:
-            recorder.span_context = build_span_context(RequestSpan(recorder))
+            if environ.keys().isdisjoint(self._told_by):
+                recorder.span_context = build_span_context(recorder)
+            else:
+                recorder.span_context = self._meet_opentelemetry(recorder, environ)
         except Exception:
             note_fault("OpenTelemetry's context")
         if self._run_queue is not None:
@@ -241,6 +252,20 @@ class RequestMiddleware:
                 recorder.run_queue_start_ns = self._run_queue.read_ns()
             recorder.cpu_start_ns = self._thread_cpu_ns()
         return recorder
+
+    def _meet_opentelemetry(self, recorder: RequestRecorder, environ: WSGIEnvironment) -> Context | None:
+        """Return the context for a request to an instrumented app, or with headers for propagators."""
+        if self._told_by is instrumented.NOT_FOUND_YET:
+            # Again at the next request where it fails: propagators are plug-ins.
+            self._told_by = instrumented.find_keys(self.flask_app)
+        if instrumented.is_instrumented(self.flask_app):
+            recorder.app_span = find_span_around(get_context())
+            if recorder.app_span is None:
+                instrumented.hand_over(environ, recorder)
+            else:
+                recorder.app_environ = environ
+            return None
+        return build_told_context(recorder, environ, trusted=self._trusted_proxy)
 
     def _watch_body(
         self, recorder: RequestRecorder, environ: WSGIEnvironment, result: Iterable[bytes]
