@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-bench packages-test mysql jaeger
+.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -25,7 +25,7 @@ demo: packages-demo $(VENV)/demo.stamp $(if $(JAEGER),$(VENV)/otlp.stamp)
 jaeger: $(VENV)/demo.stamp
 	$(BIN)/reqpath jaeger $(ARGS)
 
-test: packages-test $(VENV)/dev.stamp lint mysql
+test: packages-test $(VENV)/dev.stamp lint mysql jaeger-program
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp
@@ -47,6 +47,9 @@ packages-demo packages-bench packages-test:
 
 mysql: $(VENV)/dev.stamp
 	@$(BIN)/python tests/mysql_tree.py || echo 'make: no MySQL server; its tests will be skipped' >&2
+
+jaeger-program: $(VENV)/dev.stamp
+	@$(BIN)/python tests/jaeger_program.py || echo 'make: no Jaeger; its tests will be skipped' >&2
 
 # One stamp an extra: the demo must not wait for what only the tests need.
 $(VENV)/%.stamp: pyproject.toml

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from reqpath.bench.database import Database, Kind, find_database_server, start_database
+from reqpath.bench.jaeger import Jaeger, find_jaeger, start_jaeger
 from reqpath.bench.servers import Deployment, fill_database, find_program, shop, start_deployment
 from reqpath.bench.topology import App, Topology
-from reqpath.errors import ServerError
+from reqpath.errors import ConfigurationError, ServerError
 
 #: nginx calls it an error when it refuses a body that is too large.
 _SERIOUS = re.compile(r"\[(error|crit|alert|emerg)\](?!.*too large body)")
@@ -42,6 +43,23 @@ def mariadb(servers: None) -> Iterator[Database]:
 def mysql(servers: None) -> Iterator[Database]:
     """A MySQL with the shop's goods in it."""
     yield from _start_filled("mysql")
+
+
+@pytest.fixture(scope="session")
+def jaeger() -> Iterator[Jaeger]:
+    """A Jaeger with nothing in it."""
+    if find_jaeger(private=True) is None:
+        pytest.skip("no Jaeger: there is no jaeger program, no container engine that answers, and no Go")
+    with tempfile.TemporaryDirectory(prefix="reqpath-test-", dir="/tmp") as directory:
+        started = start_jaeger(directory, private=True)
+        try:
+            found = started.__enter__()
+        except ConfigurationError as error:
+            pytest.skip(f"no Jaeger: {error}")
+        try:
+            yield found
+        finally:
+            started.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,11 @@ def _place(topology: Topology, directory: str, spool: str, uwsgi_path: str) -> P
         http=present(configuration.HTTP, configuration.HTTP_HIRES),
         server=present(configuration.SERVER_HIRES),
         location=present(configuration.LOCATION),
-        uwsgi=_write(directory, "reqpath.ini", configuration.render_uwsgi(listen=listen, spool=spool)),
+        uwsgi=_write(
+            directory,
+            "reqpath.ini",
+            configuration.render_uwsgi(listen=listen, spool=spool, lazy_apps=topology.lazy_apps),
+        ),
     )
     return Placement(
         directory=directory,

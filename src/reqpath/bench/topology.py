@@ -73,6 +73,8 @@ class Topology:
     hires: bool = True
     #: False: without any of reqpath's lines in nginx's and uWSGI's configuration.
     reqpath: bool = True
+    #: Each worker loads the app by itself.
+    lazy_apps: bool = False
     #: Further lines of nginx's `location`.
     nginx_lines: tuple[str, ...] = ()
     #: Further lines of uWSGI's ini.
@@ -187,6 +189,7 @@ def render_uwsgi(topology: Topology, placement: Placement) -> str:
         # A worker whose master was killed ends.
         "no-orphans = true",
         "need-app = true",
+        *(["lazy-apps = true"] if topology.lazy_apps else []),
         f"processes = {1 if threaded else topology.workers}",
         *([f"threads = {topology.workers}"] if threaded else []),
         "enable-threads = true",

@@ -1,0 +1,392 @@
+"""What a real Jaeger has of real requests, over its query APIs: whole traces, each tier where it belongs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from reqpath import conventions as names
+from reqpath.bench.database import Database
+from reqpath.bench.jaeger import Jaeger
+from reqpath.bench.load import Client, Observation, Pace, Plan, drive, plan_shop_traffic, wait_for_records
+from reqpath.bench.process import start_process, wait_until
+from reqpath.bench.servers import Deployment, start_deployment
+from reqpath.bench.topology import TRACE_RESPONSE, App, Topology
+from reqpath.collect.join import read_paths
+from reqpath.path import RequestPath
+from reqpath.spool import SpoolReader
+from reqpath.tiers import INDEX
+from reqpath.traces.jaeger import JaegerReader
+from reqpath.traces.paths import build_paths
+from reqpath.traces.span import Span
+
+from .conftest import Start
+from .plain_app import REQUESTS
+
+pytestmark = pytest.mark.live
+
+_ARRIVAL_S = 30.0
+_TIERS = ("shop-nginx", "shop-uwsgi", "shop", "shop-mysql")
+#: Each kind of the demo's requests: the services in its trace, and what it answers.
+_KINDS = {
+    "health": (_TIERS[:3], {200}),
+    "catalogue": (_TIERS, {200}),
+    "product": (_TIERS, {200}),
+    "search": (_TIERS, {200}),
+    "orders": (_TIERS, {200}),
+    "price report": (_TIERS, {200}),
+    "export": (_TIERS, {200}),
+    "review": (_TIERS, {303}),
+    "photo": (_TIERS, {201}),
+    "price per cup": (_TIERS, {200, 500}),
+    "missing": (_TIERS, {404}),
+    "too large": (_TIERS[:1], {413}),
+}
+
+
+class Traced(NamedTuple):
+    """A request as its client saw it, as the spool has it, and as Jaeger has it."""
+
+    observation: Observation
+    path: RequestPath
+    spans: list[Span]
+
+
+class Shop(NamedTuple):
+    """The shop's traffic, in a spool and in a Jaeger."""
+
+    jaeger: Jaeger
+    spool: str
+    by_kind: dict[str, list[Traced]]
+    start_ns: int
+
+
+@pytest.fixture(scope="module")
+def shop(jaeger: Jaeger, mariadb: Database, shop_app: App, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A shop whose collector has sent every request to Jaeger."""
+    spool = str(tmp_path_factory.mktemp("jaeger") / "spool")
+    topology = Topology(
+        shop_app,
+        database_transport="tcp",
+        nginx_lines=(TRACE_RESPONSE,),
+        environment=(
+            ("REQPATH_SERVICE_NAME", "shop"),
+            ("REQPATH_OTLP", jaeger.otlp_http),
+            ("REQPATH_KEEP", "all"),
+        ),
+    )
+    plans = list(islice(plan_shop_traffic(7), 600))
+    plans = [*{plan.kind: plan for plan in plans}.values(), *plans[:200]]
+    observations: list[Observation] = []
+    start_ns = time.time_ns()
+    with start_deployment(topology, database=mariadb, spool=spool) as deployment:
+        address = deployment.host, deployment.port
+        drive(address, plans, Pace(clients=3, traced=False), observations)
+        assert not wait_for_records(spool, {o.trace_id for o in observations}, _ARRIVAL_S)
+        paths = {path.trace_id: path for path in read_paths(SpoolReader(spool))}
+        by_kind: dict[str, list[Traced]] = {}
+        for observation in observations:
+            spans = fetch_whole(jaeger, observation.trace_id)
+            traced = Traced(observation, paths[observation.trace_id], spans)
+            by_kind.setdefault(observation.kind, []).append(traced)
+    return Shop(jaeger, spool, by_kind, start_ns)
+
+
+def fetch_whole(jaeger: Jaeger, trace_id: str, *, spans: int = 1) -> list[Span]:
+    """Wait until a trace has arrived, of at least so many spans; return it."""
+    reader = JaegerReader(jaeger.url)
+    assert jaeger.process is not None
+    found: list[Span] = []
+
+    def has_arrived() -> bool:
+        found[:] = reader.fetch_trace(trace_id)
+        return len(found) >= spans
+
+    wait_until(has_arrived, _ARRIVAL_S, jaeger.process)
+    return found
+
+
+def ask(jaeger: Jaeger, path: str, **query: object) -> Any:
+    """Ask the API that the user interface asks."""
+    with urllib.request.urlopen(f"{jaeger.url}{path}?{urllib.parse.urlencode(query)}", timeout=30) as answer:
+        return json.load(answer)["data"]
+
+
+def role(span: Span) -> str:
+    return str(span.attributes.get(names.ROLE, ""))
+
+
+def of_role(spans: list[Span], wanted: str) -> list[Span]:
+    return [span for span in spans if role(span) == wanted]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_kind_of_request_is_one_connected_trace_with_its_tiers(shop: Shop, kind: str) -> None:
+    services, statuses = _KINDS[kind]
+    for observation, path, spans in shop.by_kind[kind]:
+        by_id = {span.span_id: span for span in spans}
+        assert len(by_id) == len(spans)
+        (root,) = (span for span in spans if not span.parent_id)
+        assert (root.service, root.kind, role(root)) == ("shop-nginx", "server", names.NGINX)
+        assert root.attributes["http.response.status_code"] == observation.status
+        assert observation.status in statuses
+        assert {span.service for span in spans} == set(services)
+        for span in spans:
+            if span.parent_id:
+                parent = by_id[span.parent_id]
+                assert parent.start_ns <= span.start_ns <= span.end_ns <= parent.end_ns, (
+                    span.name,
+                    parent.name,
+                )
+        if path.worker is None:
+            continue
+        (request,) = of_role(spans, names.REQUEST)
+        chain = []
+        above = request
+        while above.parent_id:
+            above = by_id[above.parent_id]
+            chain.append((above.service, role(above)))
+        assert chain == [
+            ("shop-uwsgi", names.UWSGI),
+            ("shop-nginx", names.ATTEMPT),
+            ("shop-nginx", names.NGINX),
+        ]
+        assert (request.service, request.span_id) == ("shop", path.worker.span_id)
+        assert request.attributes["http.route"] == path.worker.route
+        assert request.end_ns - request.start_ns == path.worker.closed_offset_ns
+        assert request.attributes[names.TOTAL] == path.timing.total_ns
+        assert path.nginx is not None
+        # Where the worker closed the body after nginx had ended, nginx's span is stretched around it.
+        end_ns = max(path.nginx.end_ns, request.end_ns)
+        assert abs(root.start_ns - path.timing.start_ns) <= path.timing.resolution_ns
+        assert abs(root.end_ns - end_ns) <= path.timing.resolution_ns
+        operations = of_role(spans, names.OPERATION)
+        assert len(operations) == len(path.worker.operations)
+        for server in of_role(spans, names.SERVER):
+            assert by_id[server.parent_id] in operations
+            assert server.service == "shop-mysql"
+
+
+def test_what_makes_a_request_slow_is_where_it_was(shop: Shop) -> None:
+    """The mean of each kind has its own tier in front."""
+
+    def mean(kind: str, segment: str) -> float:
+        requests = [of_role(traced.spans, names.REQUEST)[0] for traced in shop.by_kind[kind]]
+        return sum(int(str(r.attributes[names.SEGMENT_KEYS[INDEX[segment]]])) for r in requests) / len(
+            requests
+        )
+
+    assert mean("search", "mysql.query") > 5 * mean("product", "mysql.query")
+    assert mean("price report", "flask.view") > 5 * mean("product", "flask.view")
+    assert mean("catalogue", "flask.template") > mean("orders", "mysql.connect")
+    assert all(len(of_role(t.spans, names.OPERATION)) > 10 for t in shop.by_kind["orders"])
+    slow_line = max(shop.by_kind["photo"], key=lambda t: t.observation.end_ns - t.observation.start_ns)
+    receive = of_role(slow_line.spans, names.REQUEST)[0].attributes["reqpath.nginx.receive_ns"]
+    assert int(str(receive)) > 100_000_000
+
+
+def test_templates_are_spans_within_their_view(shop: Shop) -> None:
+    for _, _, spans in shop.by_kind["catalogue"]:
+        by_id = {span.span_id: span for span in spans}
+        templates = of_role(spans, names.TEMPLATE)
+        assert templates
+        assert {role(by_id[span.parent_id]) for span in templates} <= {names.VIEW, names.REQUEST}
+
+
+def test_an_error_is_marked_with_the_exception_and_its_stack(shop: Shop) -> None:
+    failed = [t for t in shop.by_kind["price per cup"] if t.observation.status == 500]
+    assert failed
+    for _, _, spans in failed:
+        (request,) = of_role(spans, names.REQUEST)
+        assert request.status == "ERROR"
+        (event,) = (event for event in request.events if event.name == "exception")
+        assert event.attributes["exception.type"] == "ZeroDivisionError"
+        assert "price_per_cup" in str(event.attributes["exception.stacktrace"])
+
+
+def test_jaeger_warns_of_no_span(shop: Shop) -> None:
+    """Neither of clocks that disagree nor of parents that are not there."""
+    for traced in (traced for kind in shop.by_kind.values() for traced in kind):
+        (trace,) = ask(shop.jaeger, f"/api/traces/{traced.observation.trace_id}")
+        assert len(trace["spans"]) == len(traced.spans)
+        assert [span["warnings"] for span in trace["spans"] if span.get("warnings")] == []
+
+
+def test_the_dependencies_are_the_tiers(shop: Shop) -> None:
+    links = ask(
+        shop.jaeger, "/api/dependencies", endTs=time.time_ns() // 1_000_000 + 60_000, lookback=3_600_000
+    )
+    found = {(link["parent"], link["child"]) for link in links if link["parent"] != link["child"]}
+    assert found >= set(pairwise(_TIERS))
+    assert {child for _, child in found if child.startswith("shop")} <= set(_TIERS)
+
+
+def test_the_report_from_jaeger_is_the_report_from_the_spool(shop: Shop) -> None:
+    lookback = f"{(time.time_ns() - shop.start_ns) // 1_000_000_000 + 2}s"
+    of_spool = report(shop.spool)
+    of_jaeger = report("--from", "jaeger", shop.jaeger.url, "--service", "shop", "--lookback", lookback)
+    assert of_jaeger.pop("traces")["traces"] == of_spool["requests"] == sum(map(len, shop.by_kind.values()))
+    of_spool.pop("traces")
+    for field in ("lost_records", "evicted_records", "evicted_files", "torn_bytes", "foreign_files"):
+        assert of_jaeger.pop(field) is None
+        of_spool.pop(field)
+    assert of_jaeger == of_spool
+
+
+def test_one_request_is_drawn_from_jaeger(shop: Shop) -> None:
+    trace_id = shop.by_kind["orders"][0].observation.trace_id
+    from_jaeger = run_reqpath("trace", trace_id, "--from", "jaeger", shop.jaeger.url)
+    assert from_jaeger == run_reqpath("trace", trace_id, shop.spool)
+
+
+def report(*arguments: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run_reqpath("report", *arguments, "--json"))
+    return document
+
+
+def run_reqpath(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "reqpath.cli", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+def test_a_dead_uwsgi_leaves_nginxs_trace_of_a_502(
+    jaeger: Jaeger, mariadb: Database, shop_app: App, tmp_path: Path
+) -> None:
+    with start_deployment(Topology(shop_app, nginx_lines=(TRACE_RESPONSE,)), database=mariadb) as deployment:
+        deployment.uwsgi.send_signal(signal.SIGQUIT)
+        deployment.uwsgi.wait(30.0)
+        # uWSGI's mule is gone too: a collector beside it takes nginx's lines.
+        with collecting(deployment, jaeger, tmp_path):
+            client = Client((deployment.host, deployment.port), traced=False)
+            observation = client.send(Plan("catalogue", "GET", "/"))
+            client.close()
+            spans = fetch_whole(jaeger, observation.trace_id, spans=2)
+    assert observation.status == 502
+    (root,) = of_role(spans, names.NGINX)
+    (attempt,) = of_role(spans, names.ATTEMPT)
+    assert (root.service, root.status, root.attributes["http.response.status_code"]) == (
+        "closed-nginx",
+        "ERROR",
+        502,
+    )
+    assert (attempt.parent_id, attempt.status, attempt.kind) == (root.span_id, "ERROR", "client")
+    (path,) = build_paths(spans)
+    assert (path.worker, path.status) == (None, 502)
+
+
+@contextmanager
+def collecting(deployment: Deployment, jaeger: Jaeger, directory: Path) -> Iterator[None]:
+    """Run a collector of its own where the mule's was."""
+    port = deployment.placement.collector_port
+    log = directory / "collect.log"
+    with start_process(
+        [
+            *(sys.executable, "-m", "reqpath.cli", "collect", deployment.spool),
+            *("--listen", f"udp:127.0.0.1:{port}", "--otlp", jaeger.otlp_http, "--keep", "all"),
+        ],
+        str(log),
+        lambda: log.exists() and "exporting to" in log.read_text(),
+        30.0,
+        "collector",
+        environment=os.environ | {"REQPATH_SERVICE_NAME": "closed"},
+    ):
+        yield
+
+
+@pytest.mark.parametrize(("processor", "lazy_apps"), [("simple", False), ("batch", True)])
+def test_the_apps_own_spans_hang_under_its_request(
+    processor: str, lazy_apps: bool, jaeger: Jaeger, mariadb: Database, start: Start
+) -> None:
+    app = App("traced_app:app", str(Path(__file__).parent), "TRACED")
+    topology = Topology(
+        app,
+        nginx_lines=(TRACE_RESPONSE,),
+        lazy_apps=lazy_apps,
+        environment=(
+            ("TRACED_ENDPOINT", f"{jaeger.otlp_http}/v1/traces"),
+            ("TRACED_PROCESSOR", processor),
+            # A batch is sent after this many ms.
+            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+            ("REQPATH_OTLP", jaeger.otlp_http),
+            ("REQPATH_KEEP", "all"),
+        ),
+    )
+    observations: list[Observation] = []
+    with start(topology, mariadb) as deployment:
+        drive(
+            (deployment.host, deployment.port),
+            [Plan("work", "GET", "/work")] * 8,
+            Pace(clients=2, traced=False),
+            observations,
+        )
+        traces = [fetch_traced(jaeger, observation.trace_id) for observation in observations]
+    for spans in traces:
+        by_name = {span.name: span for span in spans}
+        (request,) = of_role(spans, names.REQUEST)
+        outer, inner = by_name["outer"], by_name["inner"]
+        assert (outer.parent_id, inner.parent_id) == (request.span_id, outer.span_id)
+        assert (outer.service, outer.scope, request.scope) == ("traced", "the app's own", "reqpath")
+        assert request.start_ns <= outer.start_ns <= inner.start_ns <= inner.end_ns <= request.end_ns
+        assert inner.attributes == {"shop.items": 3}
+        (path,) = build_paths(spans)
+        assert path.worker is not None
+        assert [operation.kind for operation in path.worker.operations] == ["connect", "query"]
+
+
+def fetch_traced(jaeger: Jaeger, trace_id: str) -> list[Span]:
+    """Wait until both the app's spans and reqpath's have arrived."""
+    reader = JaegerReader(jaeger.url)
+    assert jaeger.process is not None
+    found: list[Span] = []
+
+    def has_arrived() -> bool:
+        found[:] = reader.fetch_trace(trace_id)
+        return {"outer", "inner"} <= {span.name for span in found} and bool(of_role(found, names.NGINX))
+
+    wait_until(has_arrived, _ARRIVAL_S, jaeger.process)
+    return found
+
+
+def test_traces_of_plain_instrumentation_show_what_they_know(jaeger: Jaeger, mariadb: Database) -> None:
+    subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "plain_app.py"), f"{jaeger.otlp_http}/v1/traces"],
+        env=os.environ | {"PLAIN_SOCKET": mariadb.socket},
+        timeout=60,
+        check=True,
+    )
+    document = report("--from", "jaeger", jaeger.url, "--service", "plain", "--lookback", "5m")
+    assert document["requests"] == document["traces"]["plain"] == REQUESTS
+    assert [group["route"] for group in document["routes"]] == ["GET /items/<int:item>"]
+    known = {segment["name"] for segment in document["segments"] if segment["known"]}
+    assert known == {"wsgi.app", "mysql.query"}
+    assert {statement["statement"] for statement in document["statements"]} == {"SELECT %s", "SELECT 'x'"}
+    assert {"nginx_start", "nginx_pass", "accept", "parsed", "nginx_end"} <= set(document["missing_stamps"])
+    assert document["attributed_share"] == 1
+    page = run_reqpath("report", "--from", "jaeger", jaeger.url, "--service", "plain", "--lookback", "5m")
+    assert f"without reqpath {REQUESTS} requests" in " ".join(page.split())
+
+
+def test_every_trace_is_read_once_however_small_the_page(shop: Shop) -> None:
+    reader = JaegerReader(shop.jaeger.url, page=7)
+    found = [trace[0].trace_id for trace in reader.read_traces("shop", shop.start_ns, time.time_ns())]
+    wanted = [traced.observation.trace_id for kind in shop.by_kind.values() for traced in kind]
+    assert sorted(found) == sorted(wanted)
+    assert reader.cut_windows == 0
