@@ -119,6 +119,11 @@ def test_an_address_where_no_jaeger_answers_is_an_error(
         pass
 
 
+def test_the_documentation_names_the_same_image() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "jaeger.md").read_text(encoding="utf-8")
+    assert f" {module.IMAGE.removeprefix('docker.io/')}`" in text
+
+
 @pytest.fixture
 def jaeger() -> Iterator[Jaeger]:
     if find_jaeger(private=True) is None:
