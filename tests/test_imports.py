@@ -80,7 +80,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 #: Modules that need OpenTelemetry's SDK, of the extra `otlp`.
-EXPORTING = {"collect.spans", "collect.export", "collect.metrics"}
+EXPORTING = {"collect.encode", "collect.spans", "collect.export", "collect.metrics"}
 WRITING = {"flask", "werkzeug", "jinja2", "pymysql", "opentelemetry", "uwsgi", "gevent"}
 
 

@@ -1,0 +1,228 @@
+"""Encodes spans as one OTLP request: what OpenTelemetry's encoder makes of them, in a fifth of its time.
+
+That one builds an object for each attribute, 2 µs each, and a path has some 80 of them, many the same from
+path to path. Here an attribute is bytes from the start, and those of text are remembered. A test holds the
+two to each other. It encodes what the spans of `collect.spans` have: no trace state, and nothing dropped::
+
+    encode_request(spans)    bytes to send
+    encode_spans(spans)      ExportTraceServiceRequest, to stand where an exporter has its own
+
+Source: opentelemetry-proto, opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto, and
+https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from struct import Struct
+from typing import Any, Final
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanKind, Status
+
+# A field's tag is its number and its wire type, in one byte below field 16: 0 varint, 1 eight bytes, 2 a
+# length and as many bytes, 5 four bytes.
+_FIELD_1: Final = b"\x0a"
+_FIELD_2: Final = b"\x12"
+_FIELD_3: Final = b"\x1a"
+_FIELD_4: Final = b"\x22"
+_FIELD_5: Final = b"\x2a"
+_SPAN_EVENT: Final = b"\x5a"
+_SPAN_LINK: Final = b"\x6a"
+_SPAN_STATUS: Final = b"\x7a"
+#: Of a message's field of attributes: Span's, then Event's and InstrumentationScope's, Link's, Resource's.
+_OF_SPAN: Final = b"\x4a"
+_OF_EVENT: Final = _FIELD_3
+_OF_SCOPE: Final = _FIELD_3
+_OF_LINK: Final = _FIELD_4
+_OF_RESOURCE: Final = _FIELD_1
+
+#: Span: kind, start and end in a row; Event: its instant; a double.
+_pack_instants: Final = Struct("<BBBQBQ").pack
+_pack_event_instant: Final = Struct("<BQ").pack
+_pack_double: Final = Struct("<d").pack
+#: The flags: it is known whether the parent is of another process, and whether it is. Source: `SpanFlags`.
+_LOCAL_PARENT: Final = b"\x85\x01\x00\x01\x00\x00"
+_REMOTE_PARENT: Final = b"\x85\x01\x00\x03\x00\x00"
+_LOCAL_LINK: Final = b"\x35\x00\x01\x00\x00"
+_MASK: Final = (1 << 64) - 1
+
+_KINDS: Final = {
+    SpanKind.INTERNAL: 1,
+    SpanKind.SERVER: 2,
+    SpanKind.CLIENT: 3,
+    SpanKind.PRODUCER: 4,
+    SpanKind.CONSUMER: 5,
+}
+#: Texts that are remembered with their attribute's name.
+_MAX_TEXTS: Final = 16_384
+#: Longer texts, a stack say, are hardly ever the same twice.
+_MAX_TEXT: Final = 512
+
+
+def encode_spans(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+    """Return the request as a message."""
+    request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(encode_request(spans))
+    return request
+
+
+def encode_request(spans: Sequence[ReadableSpan]) -> bytes:
+    """Return the request as bytes: spans of one resource and scope together, in the order given.
+
+    Raises: UnicodeEncodeError for half a surrogate pair, and what a value of another kind than OTLP's raises.
+    """
+    # By identity: the hash of a resource is that of its JSON, made anew each time.
+    groups: dict[int, tuple[Resource, dict[int, tuple[InstrumentationScope | None, list[bytes]]]]] = {}
+    for span in spans:
+        resource, scope = span.resource, span.instrumentation_scope
+        group = groups.get(id(resource))
+        if group is None:
+            group = groups[id(resource)] = (resource, {})
+        scoped = group[1].get(id(scope))
+        if scoped is None:
+            scoped = group[1][id(scope)] = (scope, [])
+        scoped[1].append(_encode_span(span))
+    parts = []
+    for resource, scopes in groups.values():
+        body = [_delimit(_FIELD_1, _encode_attributes(_OF_RESOURCE, resource.attributes))]
+        for scope, encoded in scopes.values():
+            inner = [_delimit(_FIELD_1, _encode_scope(scope)), *encoded]
+            if scope is not None and scope.schema_url:
+                inner.append(_delimit(_FIELD_3, scope.schema_url.encode()))
+            body.append(_delimit(_FIELD_2, b"".join(inner)))
+        if resource.schema_url:
+            body.append(_delimit(_FIELD_3, resource.schema_url.encode()))
+        parts.append(_delimit(_FIELD_1, b"".join(body)))
+    return b"".join(parts)
+
+
+def _encode_span(span: ReadableSpan) -> bytes:
+    """Return the span as an element of `ScopeSpans.spans`."""
+    context, parent, events, links = span.context, span.parent, span.events, span.links
+    assert context is not None
+    parts = [b"\x0a\x10", context.trace_id.to_bytes(16), b"\x12\x08", context.span_id.to_bytes(8)]
+    if parent is not None:
+        parts += (b"\x22\x08", parent.span_id.to_bytes(8))
+    parts += (
+        _encode_name(span.name),
+        _pack_instants(0x30, _KINDS[span.kind], 0x39, span.start_time or 0, 0x41, span.end_time or 0),
+        _encode_attributes(_OF_SPAN, span.attributes),
+    )
+    if events:
+        parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in events]
+    if links:
+        parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in links]
+    parts.append(_encode_status(span.status))
+    parts.append(_REMOTE_PARENT if parent is not None and parent.is_remote else _LOCAL_PARENT)
+    return _delimit(_FIELD_2, b"".join(parts))
+
+
+def _encode_status(status: Status) -> bytes:
+    message = b"" if status.description is None else _delimit(_FIELD_2, status.description.encode())
+    code = status.status_code.value
+    return _delimit(_SPAN_STATUS, message + bytes((0x18, code)) if code else message)
+
+
+def _encode_event(event: Event) -> bytes:
+    body = _pack_event_instant(0x09, event.timestamp) + _delimit(_FIELD_2, event.name.encode())
+    return body + _encode_attributes(_OF_EVENT, event.attributes)
+
+
+def _encode_link(link: Link) -> bytes:
+    context = link.context
+    body = b"\x0a\x10" + context.trace_id.to_bytes(16) + b"\x12\x08" + context.span_id.to_bytes(8)
+    return body + _encode_attributes(_OF_LINK, link.attributes) + _LOCAL_LINK
+
+
+def _encode_scope(scope: InstrumentationScope | None) -> bytes:
+    if scope is None:
+        return b""
+    body = _delimit(_FIELD_1, scope.name.encode())
+    if scope.version:
+        body += _delimit(_FIELD_2, scope.version.encode())
+    return body + _encode_attributes(_OF_SCOPE, scope.attributes)
+
+
+def _encode_attributes(field: bytes, attributes: Mapping[str, Any] | None) -> bytes:
+    """Return attributes as the elements of a message's field of them."""
+    if not attributes:
+        return b""
+    parts: list[bytes] = []
+    for key, value in attributes.items():
+        kind = type(value)
+        if kind is int:
+            number = _varint(value & _MASK)
+            parts += (_open_number(field, key, len(number)), number)
+        elif kind is str and len(value) <= _MAX_TEXT:
+            parts.append(_encode_text(field, key, value))
+        else:
+            parts.append(_encode_pair(field, key, value))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=4_096)
+def _open_number(field: bytes, key: str, length: int) -> bytes:
+    """Return all of an attribute that comes before the number itself, whose length this is."""
+    head = _delimit(_FIELD_1, key.encode()) + bytes((0x12, length + 1, 0x18))
+    return field + _varint(len(head) + length) + head
+
+
+def _encode_pair(field: bytes, key: str, value: Any) -> bytes:
+    return _delimit(field, _delimit(_FIELD_1, key.encode()) + _delimit(_FIELD_2, _encode_value(value)))
+
+
+_encode_text: Final = lru_cache(maxsize=_MAX_TEXTS)(_encode_pair)
+
+
+@lru_cache(maxsize=4_096)
+def _encode_name(name: str) -> bytes:
+    return _delimit(_FIELD_5, name.encode())
+
+
+def _encode_value(value: Any) -> bytes:
+    """Return an `AnyValue`, without its tag and length."""
+    if isinstance(value, str):
+        return _delimit(_FIELD_1, value.encode())
+    if isinstance(value, bool):
+        return b"\x10\x01" if value else b"\x10\x00"
+    if isinstance(value, int):
+        return b"\x18" + _varint(value & _MASK)
+    if isinstance(value, float):
+        return b"\x21" + _pack_double(value)
+    if isinstance(value, Sequence):
+        return _delimit(_FIELD_5, b"".join(_delimit(_FIELD_1, _encode_value(item)) for item in value))
+    raise TypeError(f"an attribute can't be a {type(value).__name__}")
+
+
+def _delimit(tag: bytes, body: bytes) -> bytes:
+    """Return a field: its tag, the body's length, the body."""
+    length = len(body)
+    return tag + (_SHORT[length] if length < 128 else _varint(length)) + body
+
+
+#: The varints of one byte.
+_SHORT: Final = tuple(bytes((number,)) for number in range(128))
+
+
+def _varint(number: int) -> bytes:
+    """Return an unsigned number of up to 64 bits in groups of seven, the lowest first."""
+    if number < 0x80:
+        return _SHORT[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    if number < 0x10000000:
+        return bytes(
+            (number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80, number >> 21)
+        )
+    groups = bytearray()
+    while number >= 0x80:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)

@@ -1,0 +1,56 @@
+"""The encoder of OTLP requests: the same message as OpenTelemetry's, for whatever a path can hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as encode_with_library
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from reqpath.collect.encode import encode_request, encode_spans
+from reqpath.collect.spans import build_spans
+from reqpath.path import RequestPath
+from tests.factories import make_path, make_shop_paths
+from tests.strategies import request_paths
+
+
+@given(paths=st.lists(request_paths(), max_size=3))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_it_is_the_librarys_message(paths: list[RequestPath]) -> None:
+    spans = [span for path in paths for span in build_spans(path)]
+    assert encode_spans(spans) == encode_with_library(spans)
+
+
+@given(
+    value=st.integers(-(1 << 63), (1 << 63) - 1)
+    | st.integers(0, 63).map(lambda bits: (1 << bits) - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000)
+)
+@settings(max_examples=300, deadline=None)
+def test_every_value_is_encoded_as_the_library_does(value: float | str) -> None:
+    spans = build_spans(make_path(attributes={"value": value, "values": [value, value]}))
+    assert encode_request(spans) == encode_with_library(spans).SerializeToString()
+
+
+def test_many_paths_of_two_processes_are_one_request() -> None:
+    spans = [span for path in make_shop_paths(40) for span in build_spans(path)]
+    request = ExportTraceServiceRequest.FromString(encode_request(spans))
+    assert request == encode_with_library(spans)
+    assert len(request.resource_spans) == 6, "nginx, uWSGI and the app twice, the database"
+
+
+def test_nothing_is_an_empty_request() -> None:
+    assert encode_request([]) == b""
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, object()])
+def test_what_is_no_value_is_refused(value: object) -> None:
+    with pytest.raises(TypeError):
+        encode_request(build_spans(make_path(attributes={"value": value})))
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        encode_request(build_spans(make_path(path="/\ud800")))
