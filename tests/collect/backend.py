@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,11 @@ class Backend:
         self.statuses: list[int] = []
         self.headers: list[dict[str, str]] = []
         self.decide: Callable[[ExportTraceServiceRequest], Reply] = lambda _: Reply()
+        self._arrived: list[str] = []
         self._server: ThreadingHTTPServer | None = None
+        self._cuts = 0
+        #: When the latest answer was sent, ns since the epoch.
+        self.answered_ns = 0
 
     @property
     def url(self) -> str:
@@ -48,21 +53,12 @@ class Backend:
         """All accepted spans, each with its service's name."""
         with self.lock:
             bodies = list(self.bodies)
-        return [
-            (_service_name(of_resource.resource.attributes), span)
-            for body in bodies
-            for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans
-            for of_scope in of_resource.scope_spans
-            for span in of_scope.spans
-        ]
+        return [pair for body in bodies for pair in _list_spans(ExportTraceServiceRequest.FromString(body))]
 
     def arrivals(self) -> Counter[str]:
         """Return how often each path arrived, by its trace id: by the one span that has the reason."""
-        return Counter(
-            span.trace_id.hex()
-            for _, span in self.spans
-            if any(attribute.key == "reqpath.kept" for attribute in span.attributes)
-        )
+        with self.lock:
+            return Counter(self._arrived)
 
     def start(self) -> None:
         """Listen, again on the same port when it did before."""
@@ -113,22 +109,47 @@ class Backend:
                 continue
         server.server_close()
 
+    def between_requests(self, action: Callable[[], None]) -> None:
+        """Do something while nothing is accepted; what is under way then is cut off without an answer."""
+        with self.lock:
+            action()
+            self._cuts += 1
+
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Take one request."""
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        reply = self.decide(ExportTraceServiceRequest.FromString(body))
+        cuts = self._cuts
+        request = ExportTraceServiceRequest.FromString(body)
+        reply = self.decide(request)
         if reply.hang is not None:
             reply.hang.wait(30)
         with self.lock:
+            if cuts != self._cuts:
+                handler.close_connection = True
+                return
             self.statuses.append(reply.status)
             self.headers.append(dict(handler.headers))
             if 200 <= reply.status < 300 if reply.accept is None else reply.accept:
                 self.bodies.append(body)
+                self._arrived += [
+                    span.trace_id.hex()
+                    for _, span in _list_spans(request)
+                    if any(attribute.key == "reqpath.kept" for attribute in span.attributes)
+                ]
             handler.send_response(reply.status)
             if reply.retry_after:
                 handler.send_header("Retry-After", reply.retry_after)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
+            self.answered_ns = time.time_ns()
+
+
+def _list_spans(request: ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
+    for of_resource in request.resource_spans:
+        service = _service_name(of_resource.resource.attributes)
+        for of_scope in of_resource.scope_spans:
+            for span in of_scope.spans:
+                yield service, span
 
 
 def _service_name(attributes: Any) -> str:

@@ -18,11 +18,13 @@ import pytest
 
 from reqpath.bench.process import Process, find_free_port, is_listening, start_process, wait_until
 from reqpath.bench.servers import find_program
+from reqpath.collect.checkpoint import NAME
 from reqpath.collect.receiver import DatagramSource
 from reqpath.configuration import Listen, parse_listen, render_uwsgi
 from reqpath.errors import ServerError
 from reqpath.record import NginxRecord
 from reqpath.spool import SpoolReader
+from tests.collect.backend import start_backend
 from tests.collect.lines import build_numbered_line
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
@@ -226,3 +228,46 @@ def test_a_spool_that_cannot_be_is_said_and_the_app_serves_on() -> None:
         server.wait_for(lambda: "can't create the spool /proc/none" in server.log)
         server.wait_for(server.answers)
         assert len(server.mule_pids()) == 1
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_it_exports_where_uwsgis_own_lines_say(threads: bool) -> None:
+    """Without `enable-threads` too: the mule's thread runs whenever its loop waits."""
+    with start_backend() as backend:
+        lines = [
+            f"env = OTEL_EXPORTER_OTLP_ENDPOINT={backend.url}",
+            "env = OTEL_EXPORTER_OTLP_HEADERS=x-tenant=shop",
+            "env = REQPATH_JOIN_WAIT_S=0.1",
+        ]
+        with _start(*lines, *(["enable-threads = true"] if threads else [])) as server:
+            server.send(1, 2)
+            server.wait_for(lambda: len(backend.arrivals()) == 2)
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(_START_S) == 0
+        assert sorted(int(trace_id, 16) for trace_id in backend.arrivals()) == [1, 2]
+        assert backend.headers[0]["x-tenant"] == "shop"
+
+
+def test_an_export_that_cannot_be_set_up_is_said_once_and_lines_are_collected() -> None:
+    with _start("env = REQPATH_OTLP=ftp://otel") as server:
+        server.send(1)
+        server.wait_for(lambda: server.recorded() == [1])
+        assert server.log.count("not exporting: can't export to 'ftp://otel'") == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_is_said_once_and_lines_are_collected() -> None:
+    with (
+        start_backend() as backend,
+        _start(f"env = REQPATH_OTLP={backend.url}", "env = REQPATH_JOIN_WAIT_S=0.1") as server,
+    ):
+        server.send(1)
+        server.wait_for(lambda: backend.arrivals().total() == 1)
+        Path(server.spool, NAME).write_bytes(b"garbage")
+        os.kill(server.mule_pids()[0], signal.SIGKILL)
+        server.wait_for(lambda: "not exporting: " in server.log)
+        server.send(2)
+        server.wait_for(lambda: server.recorded() == [1, 2])
+        Path(server.spool, NAME).unlink()
+        # It begins when it can, at the start of the spool.
+        server.wait_for(lambda: backend.arrivals().total() == 3)
+        assert server.log.count("not exporting: ") == 1
