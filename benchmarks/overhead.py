@@ -247,7 +247,7 @@ def main(rounds: int, seconds: float, as_json: bool) -> None:
                 start_deployment(
                     Topology(
                         app=App(f"overhead_app:{variant}()", here, "OVERHEAD_DATABASE"),
-                        workers=1,
+                        processes=1,
                         reqpath=variant == "reqpath",
                         # The batch exporter's thread does not survive a fork.
                         uwsgi_lines=("lazy-apps = true",) if variant == "opentelemetry" else (),

@@ -36,12 +36,21 @@ def test_over_unix_both_ends_name_the_same_socket() -> None:
     assert "\nsocket = /tmp/d/uwsgi.sock\nchmod-socket = 600\n" in render_uwsgi(topology, _PLACEMENT)
 
 
-def test_workers_are_processes_or_threads_of_one() -> None:
-    processes = render_uwsgi(Topology(_APP, concurrency="processes", workers=3), _PLACEMENT)
+def test_workers_are_processes_and_threads() -> None:
+    processes = render_uwsgi(Topology(_APP, processes=3), _PLACEMENT)
     assert "\nprocesses = 3\n" in processes
     assert "\nthreads" not in processes
-    threads = render_uwsgi(Topology(_APP, concurrency="threads", workers=3), _PLACEMENT)
-    assert "\nprocesses = 1\nthreads = 3\n" in threads
+    both = render_uwsgi(Topology(_APP, processes=2, threads=3), _PLACEMENT)
+    assert "\nprocesses = 2\nthreads = 3\n" in both
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "words"),
+    [(4, 1, "4 processes"), (1, 4, "4 threads"), (2, 2, "2 processes of 2 threads"), (1, 1, "1 process")],
+)
+def test_workers_are_told_in_words(processes: int, threads: int, words: str) -> None:
+    topology = Topology(_APP, processes=processes, threads=threads)
+    assert (words, processes * threads) == (topology.workers, topology.slots)
 
 
 def test_reqpaths_files_are_included_each_in_its_block() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from reqpath.bench.database import Database
 from reqpath.bench.load import Followed, Pace, follow, plan_shop_traffic
-from reqpath.bench.topology import App, Concurrency, Topology
+from reqpath.bench.topology import App, Topology
 from reqpath.record import Transport
 from reqpath.tiers import INDEX, WORKER_SEGMENTS
 
@@ -29,18 +29,19 @@ def database(request: pytest.FixtureRequest) -> Database:
     return found
 
 
-@pytest.mark.parametrize("concurrency", get_args(Concurrency))
+@pytest.mark.parametrize(("processes", "threads"), [(4, 1), (1, 4), (2, 2)])
 @pytest.mark.parametrize("database_transport", get_args(Transport))
 @pytest.mark.parametrize("transport", get_args(Transport))
 def test_every_path_is_complete_and_adds_up(  # noqa: PLR0917 - pytest hands in fixtures by name
     transport: Transport,
     database_transport: Transport,
-    concurrency: Concurrency,
+    processes: int,
+    threads: int,
     database: Database,
     shop_app: App,
     start: Start,
 ) -> None:
-    topology = Topology(shop_app, transport, database_transport, concurrency, workers=4)
+    topology = Topology(shop_app, transport, database_transport, processes, threads)
     with start(topology, database) as deployment:
         followed = _follow(deployment.port, deployment.spool, seed=2, requests=160)
 
@@ -59,7 +60,8 @@ def test_every_path_is_complete_and_adds_up(  # noqa: PLR0917 - pytest hands in 
         assert path.worker is not None
         assert path.info is not None
         assert path.worker.transport == transport
-        assert path.info.concurrency == concurrency
+        assert path.info.concurrency == ("threads" if threads > 1 else "processes")
+        assert (path.info.processes, path.info.threads) == (processes, threads)
         assert {o.transport for o in path.worker.operations} <= {database_transport}
         known = {
             name for name, ns in zip(WORKER_SEGMENTS, path.worker.exclusive_ns, strict=True) if ns is not None
@@ -80,7 +82,7 @@ def test_what_the_client_waited_is_attributed(mariadb: Database, shop_app: App, 
         for plan in islice(plan_shop_traffic(seed=3), 400)
         if plan.kind in ("search", "orders", "export", "photo", "price report")
     ]
-    with start(Topology(shop_app, concurrency="processes"), mariadb) as deployment:
+    with start(Topology(shop_app), mariadb) as deployment:
         address = deployment.host, deployment.port
         followed = follow(address, deployment.spool, plans, Pace(clients=1))
     shares = [

@@ -33,7 +33,7 @@ _MS = 1_000_000
 
 @pytest.fixture(scope="module")
 def one_worker(mariadb: Database, planted_app: App) -> Iterator[Deployment]:
-    with start_deployment(Topology(planted_app, workers=1), database=mariadb) as deployment:
+    with start_deployment(Topology(planted_app, processes=1), database=mariadb) as deployment:
         yield deployment
 
 
@@ -73,7 +73,7 @@ def test_behind_a_busy_worker_a_request_is_in_the_queue(one_worker: Deployment, 
 def test_beside_a_computing_thread_a_request_waits_for_the_gil(
     mariadb: Database, planted_app: App, start: Start, tmp_path: Path
 ) -> None:
-    with start(Topology(planted_app, concurrency="threads", workers=2), mariadb) as deployment:
+    with start(Topology(planted_app, processes=1, threads=2), mariadb) as deployment:
         holder, waiting = _send_beside(deployment, "/hold-gil", tmp_path)
     assert holder.worker is not None
     assert holder.worker.view_end_offset_ns is not None

@@ -3,7 +3,7 @@
 `Topology` says what is measured; `Placement` says where it runs this time. Nothing here touches the system:
 the layer above, `servers`, writes what these functions return, and starts it. Example::
 
-    topology = Topology(transport="tcp", concurrency="threads", workers=4)
+    topology = Topology(app, transport="tcp", processes=1, threads=4)
     render_nginx(topology, placement)   → nginx.conf
     render_uwsgi(topology, placement)   → uwsgi.ini
     topology.database_options           → options of mariadbd or mysqld
@@ -12,12 +12,9 @@ the layer above, `servers`, writes what these functions return, and starts it. E
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from reqpath.bench.database import Kind
 from reqpath.record import Transport
-
-Concurrency = Literal["processes", "threads"]
 
 #: Has nginx tell its clients of the traces that it begins; among `Topology.nginx_lines`.
 TRACE_RESPONSE = "add_header traceresponse $reqpath_traceparent always;"
@@ -64,9 +61,10 @@ class Topology:
     transport: Transport = "unix"
     #: Between the app and its database.
     database_transport: Transport = "unix"
-    concurrency: Concurrency = "processes"
-    #: How many of those.
-    workers: int = 4
+    #: Of uWSGI's workers.
+    processes: int = 4
+    #: Of each process.
+    threads: int = 1
     #: None: whichever server is installed.
     database: Kind | None = None
     #: Stamps to the microsecond, where nginx's perl module is there.
@@ -85,10 +83,24 @@ class Topology:
     environment: tuple[tuple[str, str], ...] = ()
 
     @property
+    def slots(self) -> int:
+        """Requests that are served at one time."""
+        return self.processes * self.threads
+
+    @property
+    def workers(self) -> str:
+        """What serves, in words: `4 processes`, `4 threads`, `2 processes of 2 threads`."""
+        processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
+        if self.threads == 1:
+            return processes
+        threads = f"{self.threads} threads"
+        return threads if self.processes == 1 else f"{processes} of {threads}"
+
+    @property
     def title(self) -> str:
         """The deployment in one line."""
         return (
-            f"nginx ─{self.transport}→ uWSGI, {self.workers} {self.concurrency} "
+            f"nginx ─{self.transport}→ uWSGI, {self.workers} "
             f"─{self.database_transport}→ {self.database or 'database'}"
         )
 
@@ -182,7 +194,6 @@ def render_nginx(topology: Topology, placement: Placement) -> str:
 
 def render_uwsgi(topology: Topology, placement: Placement) -> str:
     """Render uwsgi.ini: the app, served by so many processes or threads."""
-    threaded = topology.concurrency == "threads"
     lines = [
         "strict = true",
         "master = true",
@@ -190,8 +201,8 @@ def render_uwsgi(topology: Topology, placement: Placement) -> str:
         "no-orphans = true",
         "need-app = true",
         *(["lazy-apps = true"] if topology.lazy_apps else []),
-        f"processes = {1 if threaded else topology.workers}",
-        *([f"threads = {topology.workers}"] if threaded else []),
+        f"processes = {topology.processes}",
+        *([f"threads = {topology.threads}"] if topology.threads > 1 else []),
         "enable-threads = true",
         f"socket = {placement.upstream(topology.transport)}",
         *(["chmod-socket = 600"] if topology.transport == "unix" else []),

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from reqpath.bench.jaeger import Jaeger
     from reqpath.bench.load import Observation
     from reqpath.bench.servers import Deployment
-    from reqpath.bench.topology import Concurrency
     from reqpath.commands.backend import Backend
     from reqpath.record import Transport
 
@@ -34,6 +33,7 @@ _NEEDED = ("flask", "pymysql", "numpy", "rich")
 #: How long a worker may take to close the records of the last requests.
 _SETTLE_S = 3.0
 _INTERRUPTED = 130
+_WORKERS = 4
 _SERVICE = "shop"
 
 
@@ -75,7 +75,7 @@ def command(
     *,
     transport: Transport,
     db_transport: Transport,
-    workers: Concurrency,
+    workers: Literal["processes", "threads"],
     database: Kind | None,
     seconds: float,
     keep_spool: str | None,
@@ -112,7 +112,8 @@ def command(
             app=shop(),
             transport=transport,
             database_transport=db_transport,
-            concurrency=workers,
+            processes=_WORKERS if workers == "processes" else 1,
+            threads=_WORKERS if workers == "threads" else 1,
             database=database,
             nginx_lines=(TRACE_RESPONSE,),
             environment=(("REQPATH_SERVICE_NAME", _SERVICE), *(backend.environment if backend else ())),
@@ -172,7 +173,7 @@ def _describe(deployment: Deployment, talk: Console) -> None:
     stamps = "1 µs" if deployment.resolution_ns == 1_000 else "1 ms; libnginx-mod-http-perl makes it 1 µs"
     talk.print(
         f"nginx (stamps good to {stamps})\n"
-        f"  ─{topology.transport}→ uWSGI, {topology.workers} {topology.concurrency}\n"
+        f"  ─{topology.transport}→ uWSGI, {topology.workers}\n"
         f"  ─{topology.database_transport}→ {database.kind} {database.version}",
         highlight=False,
     )
@@ -246,8 +247,8 @@ def _deployment_to_json(deployment: Deployment) -> dict[str, Any]:
     return {
         "transport": topology.transport,
         "database_transport": topology.database_transport,
-        "concurrency": topology.concurrency,
-        "workers": topology.workers,
+        "processes": topology.processes,
+        "threads": topology.threads,
         "database": f"{deployment.database.kind} {deployment.database.version}",
         "stamp_resolution_ns": deployment.resolution_ns,
     }
