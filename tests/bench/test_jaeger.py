@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,11 +143,15 @@ def test_one_that_runs_is_used_and_left_running(
 ) -> None:
     assert jaeger.process is not None
     monkeypatch.setenv("REQPATH_JAEGER", f"{jaeger.url}/")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", jaeger.otlp_http)
     with start_jaeger(str(tmp_path)) as found:
-        assert (found.url, found.process, found.has_ui) == (jaeger.url, None, jaeger.has_ui)
+        assert dataclasses.replace(jaeger, process=None, otlp_grpc=found.otlp_grpc) == found
         assert found.trace_url("ab" * 16) == f"{jaeger.url}/trace/{'ab' * 16}"
     assert jaeger.process.is_alive()
     assert find_trace_page(jaeger.otlp_http) == jaeger.url
     monkeypatch.setenv("REQPATH_JAEGER", "http://127.0.0.1:1")
     assert find_trace_page(jaeger.otlp_http) is None
-    assert os.path.exists(jaeger.process.log_path)
+    monkeypatch.setenv("REQPATH_JAEGER", jaeger.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", jaeger.url)
+    with pytest.raises(ConfigurationError, match="takes no traces at"), start_jaeger(str(tmp_path)):
+        pass

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from reqpath.bench.jaeger import Jaeger
 from reqpath.tiers import NAMES
+from reqpath.traces.jaeger import JaegerReader
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("servers")]
 
@@ -107,6 +109,47 @@ def test_keep_running_serves_until_ctrl_c() -> None:
         demo.communicate(timeout=_DEADLINE_S)
     assert body == b"ok\n"
     assert demo.returncode == 0
+
+
+def test_the_traces_are_in_a_jaeger_that_runs_and_the_slowest_is_named(
+    jaeger: Jaeger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQPATH_JAEGER", jaeger.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", jaeger.otlp_http)
+    result = _run("--seconds", "1", "--jaeger", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    slowest = document["slowest_requests"][0]["trace_id"]
+    assert f"{jaeger.url}/trace/{slowest}\n" in result.stderr
+    assert "shop-nginx" in {span.service for span in JaegerReader(jaeger.url).fetch_trace(slowest)}
+    # Nothing of the user's is sent to where the demo was not told to.
+    monkeypatch.delenv("REQPATH_JAEGER")
+    quiet = _run("--seconds", "0.5", "--json")
+    last = json.loads(quiet.stdout)["slowest_requests"][0]["trace_id"]
+    assert JaegerReader(jaeger.url).fetch_trace(last) == []
+
+
+def test_a_backend_without_pages_is_told_with_the_trace_id(
+    jaeger: Jaeger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the user interface were elsewhere.
+    monkeypatch.setenv("REQPATH_JAEGER", "http://127.0.0.1:1")
+    result = _run("--seconds", "0.5", "--otlp", jaeger.otlp_http, "--json")
+    assert result.returncode == 0, result.stderr
+    slowest = json.loads(result.stdout)["slowest_requests"][0]["trace_id"]
+    assert f"sent to {jaeger.otlp_http} as trace {slowest}" in result.stderr
+
+
+def test_a_jaeger_that_was_started_stays_until_ctrl_c(jaeger: Jaeger) -> None:
+    # A Jaeger is known to be had here.
+    with _start("--seconds", "0.5", "--jaeger") as demo:
+        told = _wait_for(demo, "Jaeger is up until Ctrl-C")
+        url = told.rpartition("http://")[2].split()[0]
+        services = JaegerReader(f"http://{url}").list_services()
+        demo.send_signal(signal.SIGINT)
+        demo.communicate(timeout=_DEADLINE_S)
+    assert demo.returncode == 0
+    assert {"shop", "shop-nginx", "shop-uwsgi", "shop-mysql"} <= set(services)
 
 
 def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from reqpath.errors import ConfigurationError, ServerError
 
 #: Names the program of a Jaeger, or the address of the user interface of one that runs.
 JAEGER_VARIABLE: Final = "REQPATH_JAEGER"
+#: OpenTelemetry's own: where a Jaeger that runs takes traces, if not at the usual port.
+ENDPOINT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 #: Jaeger gives each release two numbers: its Go module's, and its own.
 MODULE_VERSION: Final = "v1.76.0"
 IMAGE: Final = "docker.io/jaegertracing/jaeger:2.13.0"
@@ -313,12 +315,13 @@ def _connect(address: str) -> Jaeger:
             f"${JAEGER_VARIABLE} is {address}, where no Jaeger answers; it takes the address of Jaeger's "
             f"user interface, such as http://localhost:{USUAL_PORTS.query}"
         )
-    return Jaeger(
-        url,
-        _beside(url, USUAL_PORTS.otlp_http),
-        _beside(url, USUAL_PORTS.otlp_grpc),
-        _has_ui(url),
-    )
+    otlp_http = os.environ.get(ENDPOINT_VARIABLE) or _beside(url, USUAL_PORTS.otlp_http)
+    if not _takes_traces(otlp_http.rstrip("/")):
+        raise ConfigurationError(
+            f"the Jaeger at {url} takes no traces at {otlp_http}; name the address where it takes them by "
+            f"OTLP over HTTP in ${ENDPOINT_VARIABLE}"
+        )
+    return Jaeger(url, otlp_http, _beside(url, USUAL_PORTS.otlp_grpc), _has_ui(url))
 
 
 def _beside(address: str, port: int) -> str:
@@ -403,8 +406,9 @@ def _answers_queries(url: str) -> bool:
 
 def _takes_traces(otlp_http: str) -> bool:
     try:
-        _fetch(f"{otlp_http}/v1/traces", b"{}")
-    except OSError:
+        # Jaeger's other port answers anything with its home page.
+        json.loads(_fetch(f"{otlp_http}/v1/traces", b"{}"))
+    except (OSError, ValueError):
         return False
     return True
 
