@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from reqpath import conventions as names
 from reqpath.path import RequestPath
-from reqpath.record import Attempt, NginxRecord, Operation, SpanEvent, Transport, WorkerRecord, WriterInfo
+from reqpath.record import (
+    AppSpan,
+    Attempt,
+    NginxRecord,
+    Operation,
+    SpanEvent,
+    Transport,
+    WorkerRecord,
+    WriterInfo,
+)
 from reqpath.tiers import WORKER_SEGMENTS
 from tests.factories import NOW_NS, make_writer_info
 
@@ -134,8 +143,24 @@ def workers(draw: st.DrawFn, /, **fixed: Any) -> WorkerRecord:
         "exception": draw(st.none() | st.tuples(texts, texts, texts)),
         "rejected_stamps": draw(st.sampled_from(([], ["accept"]))),
         "timeline": draw(timelines(max(view[1], closed_ns or 0))),
+        "app_samples": draw(st.booleans()),
     }
-    return WorkerRecord(**(values | fixed))
+    record = WorkerRecord(**(values | fixed))
+    for operation in record.operations:
+        # One span of the app's SDK can hold several operations.
+        number = draw(st.sampled_from((None, None, 0x5A5A << 48, 0x5A5B << 48)))
+        if number is not None:
+            operation.app_span_id = f"{int(record.span_id, 16) ^ number:016x}"
+    if draw(st.booleans()):
+        record.app_span = AppSpan(
+            draw(st.sampled_from((record.trace_id, record.trace_id, "cd" * 16))),
+            f"{int(record.span_id, 16) ^ 0xA5A5_0000_0000_0000:016x}",
+            draw(st.integers(-US, US)),
+            draw(st.none() | durations.map(lambda duration_ns: US + duration_ns)),
+        )
+        # What the app sets, it sets on that.
+        record.span_name = None
+    return record
 
 
 @st.composite

@@ -93,6 +93,25 @@ WORKER_FIELDS: Final = {
         )
     },
 }
+#: The span that the app's own SDK made and exports: of the request, and on a server's span of the statement.
+APP_SPAN: Final = "reqpath.app_span"
+#: Its trace, where that is another one: the app was called with ids that nginx does not know.
+APP_TRACE: Final = "reqpath.app_trace"
+#: On the request's span: fields of `AppSpan` as they are, and how much later the app was entered than the
+#: span starts, which holds the SDK's.
+APP_SPAN_FIELDS: Final = {
+    "reqpath.app_span_start_offset_ns": "start_ns",
+    "reqpath.app_span_end_offset_ns": "end_ns",
+}
+APP_START: Final = "reqpath.app_start_offset_ns"
+#: The app's own SDK may have exported spans of the trace.
+APP_SAMPLES: Final = "reqpath.app_samples"
+#: The name of the request's span where the app's own SDK makes the one that has its name.
+CALL: Final = "wsgi"
+#: On a server's span that stands for an operation whose own span the app's SDK made: the request it is of,
+#: and its end, as ns since the span's start.
+OF_REQUEST: Final = "reqpath.request_span"
+OPERATION_END: Final = "reqpath.end_offset_ns"
 DROPPED_OPERATIONS: Final = "reqpath.dropped_operations"
 REJECTED_STAMPS: Final = "reqpath.rejected_stamps"
 #: Pairs of `WorkerRecord.timeline`, as text: "2:0 5:120000 2:560000".
@@ -194,6 +213,11 @@ REQUEST_KEYS: Final = frozenset(
         RETRIED,
         APP_STATUS,
         APP_ATTRIBUTES,
+        APP_SPAN,
+        APP_TRACE,
+        *APP_SPAN_FIELDS,
+        APP_START,
+        APP_SAMPLES,
         NOT_SAMPLED,
     )
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reqpath.collect.keep import GENERATION, MIN_PATHS, SECOND_NS, Keeper, RecentLatencies, is_error
 from reqpath.path import RequestPath
-from reqpath.record import Attempt
+from reqpath.record import AppSpan, Attempt
 from tests.factories import make_nginx_record, make_path, make_worker_record
 
 MS = 1_000_000
@@ -59,6 +59,13 @@ def test_an_error_is_kept(path: RequestPath) -> None:
 )
 def test_what_is_no_error_and_nothing_else_is_not_kept(path: RequestPath) -> None:
     assert Keeper(per_second=0).decide(path) is None
+
+
+@pytest.mark.parametrize(
+    "path", [make_path(app_samples=True), make_path(app_span=AppSpan("ab" * 16, "cd" * 8, 0))]
+)
+def test_a_path_is_kept_whose_spans_the_apps_own_sdk_exports(path: RequestPath) -> None:
+    assert Keeper(per_second=0).decide(path) == "app"
 
 
 def test_a_path_beyond_the_absolute_bound_is_kept() -> None:

@@ -12,7 +12,7 @@ from reqpath import conventions as names
 from reqpath.collect.clocks import ClockOffset
 from reqpath.collect.spans import build_spans
 from reqpath.path import RequestPath
-from reqpath.record import Attempt, Operation, SpanEvent
+from reqpath.record import AppSpan, Attempt, Operation, SpanEvent
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.traces.span import Span
 from tests.factories import (
@@ -24,7 +24,7 @@ from tests.factories import (
     make_writer_info,
 )
 from tests.strategies import request_paths
-from tests.traces.spans import read_back
+from tests.traces.spans import make_sdk_spans, read_back
 
 US = 1_000
 MS = 1_000_000
@@ -64,7 +64,7 @@ def check_tree(spans: list[Span]) -> None:
     assert len(by_id) == len(spans), "two spans have one id"
     roots = [span for span in spans if span.parent_id not in by_id]
     assert len({span.parent_id for span in roots}) == 1
-    if any(span.attributes[names.ROLE] == names.NGINX for span in spans):
+    if any(span.attributes.get(names.ROLE) == names.NGINX for span in spans):
         assert len(roots) == 1
     for span in spans:
         assert span.trace_id == spans[0].trace_id
@@ -79,7 +79,8 @@ def check_tree(spans: list[Span]) -> None:
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_path_is_one_connected_tree_with_children_inside_their_parents(path: RequestPath) -> None:
     spans = build_spans(path)
-    check_tree(read_back(spans))
+    found = read_back(spans)
+    check_tree(found + make_sdk_spans(path, found))
     encode_spans(spans).SerializeToString()
 
 
@@ -109,6 +110,52 @@ def test_a_whole_path_is_a_trace_through_four_services() -> None:
         "server": "server",
     }
     assert {span.status for span in spans} == {"UNSET"}
+
+
+def make_path_with_sdk(**overrides: Any) -> RequestPath:
+    """Return a path whose app has instrumentations of Flask and PyMySQL of its own."""
+    path = make_path(query_ns=3 * MS, **overrides)
+    assert path.worker is not None
+    path.worker.app_span = AppSpan(path.trace_id, "aa" * 8, 100 * US, 7_400 * US)
+    path.worker.operations[0].app_span_id = "dd" * 8
+    return path
+
+
+def test_where_the_apps_own_sdk_makes_spans_reqpath_makes_what_is_around_and_below_them() -> None:
+    path = make_path_with_sdk()
+    spans = spans_of(path)
+    everything = spans + make_sdk_spans(path, spans)
+    check_tree(everything)
+    assert outline(everything)[3:] == [
+        "    shop-uwsgi: GET /items/<int:id> 2.5 to 11.5",
+        "      shop-uwsgi: gil 3 to 4",
+        "      shop: wsgi 4 to 11.5",
+        "        shop: GET /items/<int:id> 4.1 to 11.4",
+        "          shop: view 4.2 to 11.3",
+        "        shop: SELECT 4.5 to 7.5",
+        "          shop-mysql: SELECT shop 4.5 to 7.2",
+    ]
+    assert by_role(spans)["request"].kind == "internal"
+
+
+def test_an_sdks_span_that_begins_before_reqpath_is_within_the_call() -> None:
+    path = make_path_with_sdk()
+    assert path.worker is not None
+    path.worker.app_span = AppSpan(path.trace_id, "aa" * 8, -40 * US, None)
+    spans = spans_of(path)
+    check_tree(spans + make_sdk_spans(path, spans))
+    request = by_role(spans)["request"]
+    assert request.start_ns == path.worker.app_start_ns - 40 * US
+    assert request.attributes[names.APP_START] == 40 * US
+
+
+def test_an_sdks_span_in_a_trace_of_its_own_is_linked() -> None:
+    path = make_path_with_sdk()
+    assert path.worker is not None
+    path.worker.app_span = AppSpan("cd" * 16, "aa" * 8, 0, None)
+    request = by_role(spans_of(path))["request"]
+    assert (request.name, request.kind) == ("GET /items/<int:id>", "server")
+    assert [(link.trace_id, link.span_id) for link in request.links] == [("cd" * 16, "aa" * 8)]
 
 
 def test_the_ids_are_those_that_were_current_in_nginx_and_in_the_app() -> None:

@@ -22,7 +22,7 @@ from reqpath.traces.paths import build_paths
 from reqpath.traces.span import Event, Kind, Span
 from tests.factories import NOW_NS, make_path, make_shop_paths
 from tests.strategies import request_paths
-from tests.traces.spans import read_back
+from tests.traces.spans import make_sdk_spans, read_back
 
 MS = 1_000_000
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -56,6 +56,15 @@ def test_a_path_that_came_back_gives_the_same_spans(path: RequestPath) -> None:
     spans = read_back(build_spans(path, service_name=service))
     (found,) = build_paths(spans)
     assert read_back(build_spans(found, service_name=service)) == spans
+
+
+@given(path=request_paths())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_spans_of_the_apps_own_sdk_change_nothing_in_its_path(path: RequestPath) -> None:
+    expected = facts_of(path)
+    spans = read_back(build_spans(path))
+    (found,) = build_paths(spans + make_sdk_spans(path, spans))
+    assert facts_of(found) == expected
 
 
 def test_spans_of_many_requests_in_any_order_are_their_paths() -> None:

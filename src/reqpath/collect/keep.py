@@ -4,12 +4,13 @@ The layer below is `join`, which brings whole paths, nginx included. What goes o
 or None::
 
     keeper = Keeper()
-    keeper.decide(path)      -> "error" | "slow" | "route_slow" | "parent" | "steady" | None
+    keeper.decide(path)      -> "error" | "slow" | "route_slow" | "parent" | "app" | "steady" | None
 
 `error`: the client, an upstream or the app saw a failure: 5xx, 499, an exception, a span that the app marked.
 `slow`: it took longer than an absolute bound. `route_slow`: it took longer than 99 % of the latest paths of
-its route. `parent`: a trusted caller has its own part of the trace sampled. `steady`: it is one of the first
-of its route and second. Where everything is kept, what has no reason of its own is kept for `all`.
+its route. `parent`: a trusted caller has its own part of the trace sampled. `app`: the app's own SDK has, and
+its spans would hang on nothing. `steady`: it is one of the first of its route and second. Where everything is
+kept, what has no reason of its own is kept for `all`.
 
 The clock is the paths' own: a backlog is judged as it would have been when it was new.
 """
@@ -140,6 +141,8 @@ class Keeper:
             reason = "route_slow"
         elif has_sampled_parent(path):
             reason = "parent"
+        elif is_sampled_by_app(path):
+            reason = "app"
         elif route.kept < self._per_second:
             route.kept += 1
             reason = "steady"
@@ -178,6 +181,12 @@ def is_error(path: RequestPath) -> bool:
 
 def _is_failure(status: int | None) -> bool:
     return status is not None and (status >= 500 or status == _CLIENT_WENT_AWAY)
+
+
+def is_sampled_by_app(path: RequestPath) -> bool:
+    """Tell whether the app's own OpenTelemetry SDK exports spans of this path."""
+    worker = path.worker
+    return worker is not None and (worker.app_span is not None or worker.app_samples)
 
 
 def has_sampled_parent(path: RequestPath) -> bool:

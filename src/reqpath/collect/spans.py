@@ -36,6 +36,7 @@ from reqpath import conventions as names
 from reqpath.collect.clocks import ClockOffset, bound_offset, shift_nginx
 from reqpath.path import METHODS, RequestPath
 from reqpath.record import (
+    AppSpan,
     Attempt,
     AttributeValue,
     NginxRecord,
@@ -283,20 +284,33 @@ class _Builder:
     ) -> None:
         app_start_ns = worker.app_start_ns
         resource = _build_resource(self._service, info)
+        app_span = worker.app_span
+        if app_span is not None and app_span.trace_id != worker.trace_id:
+            # A trace of its own, so that this one has no other span of the request.
+            context = SpanContext(int(app_span.trace_id, 16), int(app_span.span_id, 16), False, _SAMPLED)
+            links, app_span = (*links, Link(context, {names.APP_SPAN: True})), None
+        request_start_ns = app_start_ns
+        if app_span is not None and app_span.start_ns < 0:
+            # The SDK's instrumentation is around reqpath's.
+            request_start_ns += max(app_span.start_ns, _first_ns(worker) - app_start_ns)
+            attributes[names.APP_START] = app_start_ns - request_start_ns
         request = self._add(
-            worker.span_name or names.name_request(worker.method, worker.route),
+            names.CALL if app_span else worker.span_name or names.name_request(worker.method, worker.route),
             self._context(worker.span_id),
             parent,
             resource,
             attributes,
-            start_ns=app_start_ns,
+            start_ns=request_start_ns,
             end_ns=end_ns,
-            kind=SpanKind.SERVER,
+            kind=SpanKind.INTERNAL if app_span else SpanKind.SERVER,
             status=_judge(worker),
             events=_build_events(worker, end_ns),
             links=links,
         )
-        frames = [(app_start_ns, end_ns, request)]
+        frames = [(request_start_ns, end_ns, request)]
+        if app_span is not None:
+            until_ns = end_ns if app_span.end_ns is None else app_start_ns + app_span.end_ns
+            frames.append((app_start_ns + app_span.start_ns, until_ns, self._context(app_span.span_id)))
         view_ns, view_end_ns = worker.view_start_offset_ns, worker.view_end_offset_ns
         if view_ns is not None and view_end_ns is not None:
             start_ns = app_start_ns + view_ns
@@ -304,19 +318,20 @@ class _Builder:
             view = self._add(
                 "view",
                 self._new(4),
-                request,
+                _innermost(frames, start_ns, until_ns),
                 resource,
                 {names.ROLE: names.VIEW},
                 start_ns=start_ns,
                 end_ns=until_ns,
             )
             frames.append((start_ns, until_ns, view))
+        around = tuple(frames)
         for number, (begin, end) in enumerate(_find_templates(worker.timeline)):
             start_ns, until_ns = app_start_ns + begin, app_start_ns + end
             template = self._add(
                 "template",
                 self._new(names.FIRST_TEMPLATE + number),
-                _innermost(frames[:2], start_ns, until_ns),
+                _innermost(around, start_ns, until_ns),
                 resource,
                 {names.ROLE: names.TEMPLATE},
                 start_ns=start_ns,
@@ -324,22 +339,43 @@ class _Builder:
             )
             frames.append((start_ns, until_ns, template))
         for number, operation in enumerate(worker.operations):
-            self._build_operation(operation, number, app_start_ns, frames, resource)
+            self._build_operation(operation, number, worker, frames, resource)
 
     def _build_operation(
         self,
         operation: Operation,
         number: int,
-        app_start_ns: int,
+        worker: WorkerRecord,
         frames: list[tuple[int, int, SpanContext]],
         resource: Resource,
     ) -> None:
+        app_start_ns = worker.app_start_ns
         start_ns = app_start_ns + operation.start_ns
         end_ns = app_start_ns + operation.end_ns
         attributes = _describe_operation(operation)
         word = attributes.get("db.operation.name")
         target = operation.namespace or operation.server_address
         name = " ".join(part for part in (word or operation.kind, target) if part)
+        if operation.app_span_id is not None:
+            # The SDK exports the call's span; the server's below it holds what reqpath knows of it.
+            attributes[names.MEASURED_BY] = "client"
+            attributes[names.APP_SPAN] = operation.app_span_id
+            attributes[names.OF_REQUEST] = worker.span_id
+            attributes[names.OPERATION_END] = operation.end_ns - operation.start_ns
+            if operation.first_byte_ns is not None:
+                end_ns = app_start_ns + operation.first_byte_ns
+            self._add(
+                name,
+                self._new(names.FIRST_OPERATION + 2 * number),
+                self._context(operation.app_span_id),
+                _build_resource(self._service + names.MYSQL_SUFFIX),
+                attributes,
+                start_ns=start_ns,
+                end_ns=end_ns,
+                kind=SpanKind.SERVER,
+                status=_UNSET if operation.error is None else _ERROR,
+            )
+            return
         context = self._add(
             name,
             self._new(names.FIRST_OPERATION + 2 * number),
@@ -528,7 +564,7 @@ def _find_templates(timeline: list[int]) -> Iterator[tuple[int, int]]:
         yield start_ns, timeline[-1]
 
 
-def _innermost(frames: list[tuple[int, int, SpanContext]], start_ns: int, end_ns: int) -> SpanContext:
+def _innermost(frames: Sequence[tuple[int, int, SpanContext]], start_ns: int, end_ns: int) -> SpanContext:
     """Return the last of the frames that holds the interval; the first holds all."""
     found = frames[0][2]
     for frame_start_ns, frame_end_ns, context in frames[1:]:
@@ -674,11 +710,25 @@ def _describe_worker(
         attributes[names.TIMELINE] = " ".join(map(str, worker.timeline))
     if worker.span_status is not None:
         attributes[names.APP_STATUS] = True
+    if worker.app_span is not None:
+        _add_app_span(attributes, worker.app_span, worker.trace_id)
+    if worker.app_samples:
+        attributes[names.APP_SAMPLES] = True
     if not worker.sampled:
         attributes[names.NOT_SAMPLED] = True
     if worker.attributes:
         _add_attributes_of_app(attributes, worker.attributes)
     return attributes
+
+
+def _add_app_span(attributes: _Attributes, app_span: AppSpan, trace_id: str) -> None:
+    attributes[names.APP_SPAN] = app_span.span_id
+    if app_span.trace_id != trace_id:
+        attributes[names.APP_TRACE] = app_span.trace_id
+    for key, field in names.APP_SPAN_FIELDS.items():
+        value = getattr(app_span, field)
+        if value is not None:
+            attributes[key] = value
 
 
 def _add_attributes_of_app(attributes: _Attributes, of_app: dict[str, AttributeValue]) -> None:

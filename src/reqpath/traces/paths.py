@@ -22,6 +22,7 @@ from reqpath import conventions as names
 from reqpath.path import RequestPath
 from reqpath.record import (
     FORMAT_VERSION,
+    AppSpan,
     Attempt,
     AttributeValue,
     NginxRecord,
@@ -74,9 +75,16 @@ class _Trace:
         for span in self.spans.values():
             self.children[span.parent_id].append(span)
             self.roles[_role(span)].append(span)
+        #: The request's spans of reqpath, by the id of the one that the app's own SDK made below it.
+        self.calls = {
+            app_span: span
+            for span in self.roles[names.REQUEST]
+            if (app_span := _text(span.attributes, names.APP_SPAN)) and names.APP_TRACE not in span.attributes
+        }
         self.operations: dict[str, list[Span]] = defaultdict(list)
         for span in self.roles[names.OPERATION]:
-            request = self.climb(span, _WITHIN)
+            request_id = _text(span.attributes, names.OF_REQUEST)
+            request = self.climb(span, _WITHIN) if request_id is None else self.spans.get(request_id)
             if request is not None:
                 self.operations[request.span_id].append(span)
 
@@ -103,12 +111,16 @@ class _Trace:
 
     def climb(self, span: Span, through: frozenset[str]) -> Span | None:
         """Return the nearest span above that is none of these roles; None where it is not in the trace."""
-        above = self.spans.get(span.parent_id)
+        above = self._find_above(span)
         seen = {span.span_id}
         while above is not None and _role(above) in through and above.span_id not in seen:
             seen.add(above.span_id)
-            above = self.spans.get(above.parent_id)
+            above = self._find_above(above)
         return above
+
+    def _find_above(self, span: Span) -> Span | None:
+        """Return the span above; of one below an SDK's span of the request, whether that is there or not."""
+        return self.calls.get(span.parent_id) or self.spans.get(span.parent_id)
 
     def _find_nginx(self, request: Span) -> Span | None:
         above = self.climb(request, _AROUND)
@@ -127,7 +139,7 @@ class _Trace:
     def _build_worker(self, span: Span) -> WorkerRecord:
         own, of_app = _split_attributes(span.attributes)
         method, route = _read_method(own), _text(own, "http.route")
-        app_start_ns = span.start_ns
+        app_start_ns = span.start_ns + (_int(own, names.APP_START) or 0)
         record = WorkerRecord(
             span.trace_id,
             span.span_id,
@@ -142,11 +154,13 @@ class _Trace:
             None,
             _read_exclusive(own),
             host=_read_host(own),
-            operations=self._build_operations(span),
+            operations=self._build_operations(span, app_start_ns),
             dropped_operations=_int(own, names.DROPPED_OPERATIONS) or 0,
             attributes=of_app,
             rejected_stamps=_texts(own, names.REJECTED_STAMPS),
             timeline=_read_timeline(own),
+            app_span=_read_app_span(own, span.trace_id),
+            app_samples=names.APP_SAMPLES in own,
         )
         for key, field in names.WORKER_FIELDS.items():
             setattr(record, field, _transport(own) if field == "transport" else _int(own, key))
@@ -154,7 +168,8 @@ class _Trace:
             offset_ns = _int(own, key)
             if offset_ns is not None:
                 setattr(record, field, app_start_ns + offset_ns)
-        if span.name != names.name_request(method, route):
+        named_by_sdk = record.app_span is not None and record.app_span.trace_id == span.trace_id
+        if span.name != names.name_request(method, route) and not named_by_sdk:
             record.span_name = span.name
         if names.APP_STATUS in own and span.status != "UNSET":
             record.span_status = (span.status, span.status_description)
@@ -171,12 +186,12 @@ class _Trace:
                 )
         return record
 
-    def _build_operations(self, request: Span) -> list[Operation]:
+    def _build_operations(self, request: Span, app_start_ns: int) -> list[Operation]:
         base = names.derive_base(request.trace_id, request.span_id)
         spans = self.operations[request.span_id]
         # Their ids count up in the order in which the worker kept them.
         spans.sort(key=lambda span: (int(span.span_id, 16) - base) & _MASK)
-        return [_build_operation(span, request.start_ns) for span in spans]
+        return [_build_operation(span, app_start_ns) for span in spans]
 
     def _build_line(self, span: Span) -> NginxRecord:
         attributes = span.attributes
@@ -218,7 +233,7 @@ class _Trace:
             if span.kind == "server" and _first(span.attributes, "http.request.method", "http.method")
         ]
         for span in servers:
-            if span.scope == _NGINX_SCOPE or self._is_within_request(span):
+            if span.scope == _NGINX_SCOPE or span.span_id in self.calls or self._is_within_request(span):
                 continue
             above = self.spans.get(span.parent_id)
             if above is not None and above.kind == "client":
@@ -362,6 +377,14 @@ def _read_timeline(attributes: _Attributes) -> list[int]:
     return numbers if len(numbers) % 2 == 0 else []
 
 
+def _read_app_span(attributes: _Attributes, trace_id: str) -> AppSpan | None:
+    span_id = _text(attributes, names.APP_SPAN)
+    if span_id is None:
+        return None
+    start_ns, end_ns = (_int(attributes, key) for key in names.APP_SPAN_FIELDS)
+    return AppSpan(_text(attributes, names.APP_TRACE) or trace_id, span_id, start_ns or 0, end_ns)
+
+
 def _build_operation(span: Span, app_start_ns: int) -> Operation:
     attributes = span.attributes
     start_ns = span.start_ns - app_start_ns
@@ -369,11 +392,15 @@ def _build_operation(span: Span, app_start_ns: int) -> Operation:
     operation = Operation(
         cast(Literal["query"], kind if kind in _KINDS else "query"),
         start_ns,
-        span.end_ns - app_start_ns,
+        # Where the app's SDK has the call's span, this one is the server's.
+        start_ns + (_int(attributes, names.OPERATION_END) or 0)
+        if names.OPERATION_END in attributes
+        else span.end_ns - app_start_ns,
         rows=_first_int(attributes, names.RETURNED_ROWS, names.AFFECTED_ROWS),
         error=_read_error(attributes),
         concurrent=names.CONCURRENT in attributes,
         phases=_read_phases(attributes),
+        app_span_id=_text(attributes, names.APP_SPAN),
     )
     for key, field in names.OPERATION_FIELDS.items():
         if field not in ("kind", "transport"):
