@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from reqpath.collect.encode import encode_request, encode_spans
+from reqpath.collect.export import GRPC, HTTP, Target, build_sender
 from reqpath.collect.spans import build_spans
 from reqpath.path import RequestPath
 from tests.factories import make_path, make_shop_paths
@@ -54,3 +57,16 @@ def test_what_is_no_value_is_refused(value: object) -> None:
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(UnicodeEncodeError):
         encode_request(build_spans(make_path(path="/\ud800")))
+
+
+@pytest.mark.parametrize("protocol", [HTTP, GRPC])
+def test_the_exporters_encode_with_it(protocol: str) -> None:
+    """Neither has a way to be given an encoder; both look theirs up in their module."""
+    sender = build_sender(Target("http://127.0.0.1:9", protocol))
+    try:
+        module = importlib.import_module(
+            f"opentelemetry.exporter.otlp.proto.{protocol.split('/', maxsplit=1)[0]}.trace_exporter"
+        )
+        assert module.encode_spans is encode_spans
+    finally:
+        sender.close()
