@@ -54,8 +54,9 @@ def build_counted(trace: list[Span], service: str | None, counts: TraceCounts) -
     found = False
     for path in build_paths(trace):
         record = path.worker or path.nginx
-        span = by_id[record.span_id] if record else None
-        if span is None or (service is not None and span.service not in wanted):
+        assert record is not None
+        span = by_id[record.span_id]
+        if service is not None and span.service not in wanted:
             # Of another service that took part.
             continue
         found = True
