@@ -32,6 +32,7 @@ VIEW: Final = "view"
 TEMPLATE: Final = "template"
 OPERATION: Final = "operation"
 SERVER: Final = "server"
+ROLES: Final = (NGINX, PROXY, ATTEMPT, QUEUE, UWSGI, GIL, REQUEST, VIEW, TEMPLATE, OPERATION, SERVER)
 
 #: Of the ids that `derive_base` gives, those of these spans begin here; an operation takes two, the second
 #: for its server's.
@@ -114,7 +115,7 @@ OF_REQUEST: Final = "reqpath.request_span"
 OPERATION_END: Final = "reqpath.end_offset_ns"
 DROPPED_OPERATIONS: Final = "reqpath.dropped_operations"
 REJECTED_STAMPS: Final = "reqpath.rejected_stamps"
-#: Pairs of `WorkerRecord.timeline`, as text: "2:0 5:120000 2:560000".
+#: Numbers of `WorkerRecord.timeline`, as text: "2 0 3 120000 2 560000".
 TIMELINE: Final = "reqpath.timeline"
 #: Of a worker's record that nginx gave up, to go on to another worker.
 RETRIED: Final = "reqpath.retried"
