@@ -20,8 +20,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/broken":
             self.close_connection = True
             return
-        body = self.headers["traceparent"].encode()
+        sent = self.headers["traceparent"]
+        body = (sent or "").encode()
         self.send_response(200)
+        if sent is None:
+            # As nginx does that begins the trace.
+            self.send_header("traceresponse", f"00-{'ab' * 16}-{'cd' * 8}-01")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -73,6 +77,13 @@ def test_traffic_ends_with_its_plans(address: tuple[str, int]) -> None:
     observations: list[Observation] = []
     drive(address, [Plan("a", "POST", "/", (b"one", b"two"))] * 3, Pace(clients=2), observations)
     assert [(o.status, o.response_bytes) for o in observations] == [(201, 6)] * 3
+
+
+def test_a_client_without_traces_of_its_own_is_told_of_the_servers(address: tuple[str, int]) -> None:
+    observations: list[Observation] = []
+    plans = [Plan("a", "GET", "/"), Plan("a", "GET", "/broken"), Plan("a", "POST", "/", (b"one",))]
+    drive(address, plans, Pace(clients=1, traced=False), observations)
+    assert [(o.trace_id, o.response_bytes) for o in observations] == [("ab" * 16, 0), ("", 0), ("", 3)]
 
 
 def test_a_broken_connection_is_an_observation_and_the_next_request_connects_anew(
