@@ -4,6 +4,7 @@
 ReqPathError
 ├── ConfigurationError   a setting or an option is wrong; the message names it and the values it takes
 ├── SpoolError           a spool can't be opened, or is not one
+├── ResultError          a benchmark's result can't be read or written, or not be compared with another
 ├── MissingExtraError    a command needs packages that were not installed; the message is the pip line
 └── ServerError          a server that a tool started did not start, or died; carries its log's tail
 ```
@@ -24,6 +25,10 @@ class ConfigurationError(ReqPathError):
 
 class SpoolError(ReqPathError):
     """A spool directory can't be used, or a file in it is not a spool's."""
+
+
+class ResultError(ReqPathError):
+    """A benchmark's result can't be read or written, or two can't be compared."""
 
 
 class MissingExtraError(ReqPathError):
