@@ -306,7 +306,7 @@ def collecting(deployment: Deployment, jaeger: Jaeger, directory: Path) -> Itera
         lambda: log.exists() and "exporting to" in log.read_text(),
         30.0,
         "collector",
-        environment=os.environ | {"REQPATH_SERVICE_NAME": "closed"},
+        environment=os.environ | {"REQPATH_SERVICE_NAME": "closed", "REQPATH_JOIN_WAIT_S": "0.5"},
     ):
         yield
 
