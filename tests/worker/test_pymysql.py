@@ -20,6 +20,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from opentelemetry.trace import SpanKind
 
 from reqpath.bench.database import Database, find_database_server, start_database
 from reqpath.bench.process import find_free_port
@@ -189,6 +195,66 @@ def test_an_unbuffered_read_is_fetch_and_ends_with_its_last_row(driver: ModuleTy
     assert recorder.exclusive_ns[FETCH] == 1_000 == operation.fetch_ns
     assert operation.rows == 2
     assert operation.end_ns == 51_207
+
+
+def _sdk(sampler: Sampler = ALWAYS_ON) -> tuple[TracerProvider, InMemorySpanExporter]:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(sampler=sampler)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    return provider, memory
+
+
+def _ids(memory: InMemorySpanExporter) -> list[str]:
+    contexts = [span.context for span in memory.get_finished_spans()]
+    return [f"{context.span_id:016x}" for context in contexts if context is not None]
+
+
+def test_a_statement_with_a_span_of_the_apps_own_sdk_has_its_id(driver: ModuleType) -> None:
+    provider, memory = _sdk()
+    connection = PyMySQLInstrumentor.instrument_connection(  # type: ignore[no-untyped-call]
+        _Replay(_TWO_ROWS).connected(driver), tracer_provider=provider
+    )
+    with _request() as recorder:
+        connection.cursor().execute("SELECT a FROM t")
+        connection.cursor().executemany("UPDATE t SET a = %s", [(1,), (2,)])
+
+    first, second = _ids(memory)
+    assert [operation.app_span_id for operation in recorder.record.operations] == [first, second, second]
+
+
+def test_a_failed_statement_with_a_span_of_the_apps_own_sdk_has_its_id(driver: ModuleType) -> None:
+    provider, memory = _sdk()
+    connection = PyMySQLInstrumentor.instrument_connection(  # type: ignore[no-untyped-call]
+        _Replay(_ERROR).connected(driver), tracer_provider=provider
+    )
+    with _request() as recorder, pytest.raises(driver.err.IntegrityError):
+        connection.cursor().execute("SELECT a FROM t")
+
+    assert [_only(recorder).app_span_id] == _ids(memory)
+    assert _only(recorder).error == "IntegrityError: 1062"
+
+
+def test_a_span_that_is_not_exported_leaves_the_statement_to_reqpath(driver: ModuleType) -> None:
+    provider, _memory = _sdk(ALWAYS_OFF)
+    connection = PyMySQLInstrumentor.instrument_connection(  # type: ignore[no-untyped-call]
+        _Replay(_TWO_ROWS).connected(driver), tracer_provider=provider
+    )
+    with _request() as recorder:
+        connection.cursor().execute("SELECT a FROM t")
+
+    assert _only(recorder).app_span_id is None
+
+
+@pytest.mark.parametrize("kind", [SpanKind.INTERNAL, SpanKind.CLIENT])
+def test_a_span_of_the_apps_own_around_a_statement_is_not_the_statements(
+    driver: ModuleType, kind: SpanKind
+) -> None:
+    provider, _memory = _sdk()
+    cursor = _Replay(_TWO_ROWS).connected(driver).cursor()
+    with _request() as recorder, provider.get_tracer("shop").start_as_current_span("load", kind=kind):
+        cursor.execute("SELECT a FROM t")
+
+    assert _only(recorder).app_span_id is None
 
 
 def test_making_many_dicts_is_fetching(driver: ModuleType) -> None:

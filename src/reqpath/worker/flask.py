@@ -49,9 +49,17 @@ class ReqPath:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Put the hooks into `app`; a second time does nothing."""
-        if _EXTENSION in app.extensions:
-            return
+        """Put the hooks into `app`; a second time does nothing, save after `put_in` as provisional."""
+        self.put_in(app)
+
+    def put_in(self, app: Flask, *, provisional: bool = False) -> RequestMiddleware | None:
+        """Put the hooks into `app` and return what records its requests; None where the settings say not to.
+
+        After a `provisional` time the arguments of one that is not hold.
+        """
+        present: RequestMiddleware | None = app.extensions.get(_EXTENSION)
+        if present is not None and not (present.provisional and not provisional):
+            return present
         try:
             settings = Settings.from_environment(**self._arguments)
         except ConfigurationError as error:
@@ -60,13 +68,18 @@ class ReqPath:
             settings = Settings.from_environment({}, **self._arguments)
         if not settings.service_name:
             settings = replace(settings, service_name=app.name)
+        if present is not None:
+            present.configure(settings)
+            return present
         if not settings.enabled:
-            return
+            return None
         middleware = RequestMiddleware(app.wsgi_app, settings, flask=True)
         middleware.flask_app = app
+        middleware.provisional = provisional
         app.extensions[_EXTENSION] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to add a middleware
         self._hook(app)
+        return middleware
 
     def _hook(self, app: Flask) -> None:
         from flask import got_request_exception, request

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+from opentelemetry.trace import TraceState
 
 from reqpath.record import AttributeValue, Operation, SpanEvent, WorkerRecord
 from reqpath.tiers import WORKER_SEGMENTS
@@ -73,6 +74,8 @@ class RequestRecorder(msgspec.Struct, eq=False):
     #: Where the app's own OpenTelemetry instrumentation keeps its span, or that span: until the end.
     app_environ: Any = None
     app_span: Any = None
+    #: W3C's `tracestate` of the trace that is continued.
+    trace_state: TraceState | None = None
     #: What to put back at the end of the step.
     token: Token[RequestRecorder | None] | None = None
     span_token: Any = None

@@ -19,7 +19,6 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
-    TraceState,
     get_current_span,
     set_span_in_context,
 )
@@ -36,12 +35,11 @@ if TYPE_CHECKING:
 class RequestSpan(Span):
     """OpenTelemetry's view of a recorder. Raises nothing, whatever it is given."""
 
-    __slots__ = ("_context", "_recorder", "_trace_state")
+    __slots__ = ("_context", "_recorder")
 
     def __init__(self, recorder: RequestRecorder) -> None:
         self._recorder = recorder
         self._context: SpanContext | None = None
-        self._trace_state: TraceState | None = None
 
     def get_span_context(self) -> SpanContext:
         """Return the ids under which this request is recorded."""
@@ -56,7 +54,7 @@ class RequestSpan(Span):
                 int(record.span_id, 16),
                 is_remote=False,
                 trace_flags=TraceFlags(TraceFlags.SAMPLED if record.sampled else TraceFlags.DEFAULT),
-                trace_state=self._trace_state,
+                trace_state=self._recorder.trace_state,
             )
         return context
 
@@ -158,13 +156,12 @@ class RequestSpan(Span):
 
 def build_span_context(recorder: RequestRecorder) -> Context | None:
     """Return the current context with the request's span; None where an instrumentation around it has one."""
-    span = RequestSpan(recorder)
     outer = get_context()
     if outer or _SPAN_KEY is None:
         recorder.app_span = find_span_around(outer)
-        return None if recorder.app_span is not None else set_span_in_context(span, outer)
+        return None if recorder.app_span is not None else set_span_in_context(RequestSpan(recorder), outer)
     # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.
-    return Context({_SPAN_KEY: span})
+    return Context({_SPAN_KEY: RequestSpan(recorder)})
 
 
 def find_span_around(outer: Context) -> Any:
@@ -191,10 +188,9 @@ def build_told_context(
         return None
     context = instrumented.read_headers(environ, recorder.record, get_context(), trusted)
     caller = get_current_span(context).get_span_context()
-    span = RequestSpan(recorder)
     if f"{caller.trace_id:032x}" == recorder.record.trace_id:
-        span._trace_state = caller.trace_state
-    return set_span_in_context(span, context)
+        recorder.trace_state = caller.trace_state
+    return set_span_in_context(RequestSpan(recorder), context)
 
 
 #: Under which OpenTelemetry keeps the span in a context: the one key of a context that holds only a span.

@@ -66,12 +66,6 @@ class RequestMiddleware:
         Raises: ConfigurationError for a wrong argument.
         """
         self.app = app
-        self.settings = settings or Settings.from_environment(**arguments)
-        # What each request asks for, without a second look-up.
-        self._enabled = self.settings.enabled
-        self._query_string = self.settings.query_string
-        self._trusted_proxy = self.settings.trusted_proxy
-        self._max_operations = self.settings.max_operations
         self._clock = clock
         self._monotonic_ns = clock.monotonic_ns
         self._wall_ns = clock.wall_ns
@@ -96,20 +90,37 @@ class RequestMiddleware:
         self.flask_app: Flask | None = None
         #: Keys in the environ of requests that concern the app's own OpenTelemetry.
         self._told_by = instrumented.NOT_FOUND_YET
+        #: Put in by the instrumentor: what the app's own code says comes later, and holds.
+        self.provisional = False
+        self._uwsgi = uwsgi_module()
+        self._sendfile = _SendfileEnd(self._uwsgi)
+        if self._uwsgi is not None:
+            on_postfork(self._learn_process)
+        self.configure(settings or Settings.from_environment(**arguments))
+
+    def configure(self, settings: Settings) -> None:
+        """Have `settings` hold from the next request on; before the first one of a process."""
+        self.settings = settings
+        self.provisional = False
+        # What each request asks for, without a second look-up.
+        self._enabled = self.settings.enabled
+        self._query_string = self.settings.query_string
+        self._trusted_proxy = self.settings.trusted_proxy
+        self._max_operations = self.settings.max_operations
         self._writer = SpoolWriter(
             self.settings.spool_directory,
             self._build_info,
             max_bytes=self.settings.spool_max_bytes,
             report=note_problem,
         )
-        self._uwsgi = uwsgi_module()
-        self._sendfile = _SendfileEnd(self._uwsgi)
-        if self._uwsgi is not None:
-            on_postfork(self._learn_process)
         if self._enabled and jinja.install():
             self._know_segments("flask.template")
         if self._enabled and pymysql.install(self.settings):
             self._know_segments("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit")
+
+    def disable(self) -> None:
+        """Have the application run from the next request on as if this were not there."""
+        self._enabled = False
 
     def _know_segments(self, *names: str) -> None:
         """Say that hooks measure these segments, so that a request without any of them has 0, not unknown."""
