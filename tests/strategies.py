@@ -192,6 +192,9 @@ def lines(draw: st.DrawFn, /, min_attempts: int = 0, **fixed: Any) -> NginxRecor
         "cache_status": draw(st.none() | st.sampled_from(("HIT", "MISS"))),
         "sampled": draw(st.booleans()),
         "protocol": draw(st.none() | st.sampled_from(("HTTP/1.0", "HTTP/1.1", "HTTP/2.0", "HTTP/3.0", "?"))),
+        "scheme": draw(st.none() | st.just("https")),
+        "client_address": draw(st.none() | st.just("203.0.113.9")),
+        "user_agent": draw(st.none() | texts),
     }
     return NginxRecord(**(values | fixed))
 

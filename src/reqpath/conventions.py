@@ -142,8 +142,17 @@ NGINX_FIELDS: Final = {
     "http.request.size": "request_bytes",
     "http.response.size": "response_bytes",
     "http.response.status_code": "status",
+    "url.scheme": "scheme",
+    "client.address": "client_address",
+    "user_agent.original": "user_agent",
     "reqpath.cache_status": "cache_status",
     "reqpath.nginx_resolution_ns": "resolution_ns",
+}
+#: Of those, what the conventions want on the request's span as well.
+FROM_NGINX: Final = {
+    "url.scheme": "scheme",
+    "client.address": "client_address",
+    "user_agent.original": "user_agent",
 }
 #: nginx's protocol, where it is not HTTP in one of the forms that the conventions know.
 PROTOCOL: Final = "reqpath.protocol"
@@ -193,6 +202,9 @@ REQUEST_KEYS: Final = frozenset(
         "server.address",
         "server.port",
         "error.type",
+        "network.protocol.version",
+        PROTOCOL,
+        *FROM_NGINX,
         *WORKER_FIELDS,
         *WORKER_INSTANTS.values(),
         *SEGMENT_KEYS,

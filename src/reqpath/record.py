@@ -179,6 +179,9 @@ class NginxRecord(msgspec.Struct, array_like=True, tag=2, gc=False):
     cache_status: str | None = None
     sampled: bool = True
     protocol: str | None = None
+    scheme: str | None = None
+    client_address: str | None = None
+    user_agent: str | None = None
 
 
 class WriterInfo(msgspec.Struct, array_like=True, tag=0, frozen=True, gc=False):

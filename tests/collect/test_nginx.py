@@ -59,6 +59,9 @@ def test_a_line_becomes_the_record_of_its_request() -> None:
         response_bytes=262,
         attempts=[Attempt("unix:/run/shop.sock", 200, 0, 24_000_000, 25_000_000)],
         protocol="HTTP/1.1",
+        scheme="https",
+        client_address="203.0.113.9",
+        user_agent="curl/7.88.1",
     )
     assert expected == parse_line(build_line())
 

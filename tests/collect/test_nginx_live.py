@@ -220,6 +220,7 @@ def test_app_and_collector_are_told_the_same(start: Start, to_uwsgi: str, hires:
     assert before_ns - slack_ns <= start_stamp[0] <= pass_stamp[0] <= record.end_ns <= after_ns + slack_ns
     assert (record.status, record.method, record.path, record.host) == (200, "GET", "/goods/7", "127.0.0.1")
     assert (record.parent_id, record.protocol) == ("", "HTTP/1.1")
+    assert (record.scheme, record.client_address) == ("http", "127.0.0.1")
     assert [(attempt.address[:6], attempt.status) for attempt in record.attempts] == [("unix:/", 200)]
 
 

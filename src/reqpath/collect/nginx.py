@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -49,6 +50,9 @@ class _Line(msgspec.Struct, gc=False):
     host: str = ""
     path: str = ""
     protocol: str = ""
+    scheme: str = ""
+    client: str = ""
+    agent: str = ""
     received: str = ""
     sent: str = ""
     cache: str = ""
@@ -70,10 +74,15 @@ _LONGEST_NS: Final = 7 * 86_400 * 1_000_000_000
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}", re.ASCII)
 _SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}", re.ASCII)
 _NUMBER: Final = re.compile(r"\d{1,18}", re.ASCII)
+_EVEN: Final = frozenset("02468ace")
 _STATUS: Final = re.compile(r"[1-9]\d\d", re.ASCII)
 #: Between attempts in one group of upstreams, and between groups after an internal redirect.
 _BETWEEN_ATTEMPTS: Final = re.compile(r", | : ")
+#: Both hold it.
+_GAP: Final = " "
 _MAX_ATTEMPTS: Final = 32
+#: Texts whose meaning is remembered: few are there, and they come with each line.
+_REMEMBERED: Final = 4_096
 _MAX_TEXT: Final = 1024
 
 
@@ -133,8 +142,11 @@ def _build_record(fields: _Line) -> NginxRecord | Rejection:
         attempts=attempts,
         cache_status=_parse_text(fields.cache),
         # The last bit of the flags.
-        sampled=fields.flags[-1:] not in tuple("02468ace"),
+        sampled=fields.flags[-1:] not in _EVEN,
         protocol=_parse_text(fields.protocol),
+        scheme=_parse_text(fields.scheme),
+        client_address=_parse_text(fields.client),
+        user_agent=_parse_text(fields.agent),
     )
 
 
@@ -148,6 +160,18 @@ def parse_attempts(
     >>> parse_attempts("unix:/a, unix:/b", "502, 200", "-, 0.000", "-, 0.012", "0.001, 0.012")[0].response_ns
     1000000
     """
+    if addresses in ("", "-"):
+        return []
+    if _GAP not in addresses:
+        return [
+            Attempt(
+                _clean(addresses),
+                _parse_status(statuses),
+                _parse_duration(connects),
+                _parse_duration(headers),
+                _parse_duration(responses),
+            )
+        ]
     parts = [part.strip() for part in _BETWEEN_ATTEMPTS.split(addresses, maxsplit=_MAX_ATTEMPTS)]
     lists = [
         _BETWEEN_ATTEMPTS.split(text, maxsplit=_MAX_ATTEMPTS)
@@ -173,11 +197,13 @@ def parse_attempts(
     return attempts
 
 
+@lru_cache(_REMEMBERED)
 def _parse_duration(text: str) -> int | None:
     duration = parse_seconds(text)
     return duration[0] if duration is not None and duration[0] <= _LONGEST_NS else None
 
 
+@lru_cache(_REMEMBERED)
 def _parse_status(text: str) -> int | None:
     return int(text) if _STATUS.fullmatch(text) else None
 
@@ -192,9 +218,12 @@ def _parse_text(text: str) -> str | None:
 
 def _parse_path(text: str) -> str:
     """Drop a query and decode the percent signs, as the worker's record has it."""
-    return _clean(unquote(text.partition("?")[0], errors="replace"))
+    path = text.partition("?")[0]
+    return _clean(unquote(path, errors="replace") if "%" in path else path)
 
 
 def _clean(text: str) -> str:
+    if text.isascii():
+        return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT]
     # msgpack takes no lone surrogates.
     return text[:_MAX_TEXT].encode("utf-8", "replace").decode()

@@ -144,7 +144,8 @@ class _Builder:
         end_ns = (
             max(nginx.end_ns, start_ns, *(each.end_ns for each in attempts)) if attempts else nginx.end_ns
         )
-        end_ns = max(end_ns, start_ns)
+        # A span of no length is one that Jaeger warns of.
+        end_ns = max(end_ns, start_ns + 1)
         resource = _build_resource(self._service + names.NGINX_SUFFIX)
         attributes = _describe_line(nginx, start_ns, self._shift_ns, method)
         if worker is None:
@@ -237,7 +238,10 @@ class _Builder:
             if worker.transport is not None:
                 attributes["network.transport"] = worker.transport
             start_ns = min(max(passed_ns, worker.nginx_pass_ns or passed_ns), first_ns)
-            self._add("queue", self._new(1), parent, uwsgi, attributes, start_ns=start_ns, end_ns=first_ns)
+            if start_ns < first_ns:
+                self._add(
+                    "queue", self._new(1), parent, uwsgi, attributes, start_ns=start_ns, end_ns=first_ns
+                )
         if first_ns < app_start_ns or worker.accept_ns is not None or worker.parsed_ns is not None:
             attributes = {names.ROLE: names.UWSGI, **method}
             if worker.status is not None:
@@ -259,17 +263,19 @@ class _Builder:
             if parsed_ns is not None and (facts is None or segments[_GIL] is not None):
                 start_ns = max(first_ns, min(parsed_ns, app_start_ns))
                 attributes = {names.ROLE: names.GIL}
-                self._add(
-                    "gil",
-                    self._new(3),
-                    parent,
-                    uwsgi,
-                    attributes,
-                    start_ns=start_ns,
-                    end_ns=app_start_ns,
-                )
+                if start_ns < app_start_ns:
+                    self._add(
+                        "gil",
+                        self._new(3),
+                        parent,
+                        uwsgi,
+                        attributes,
+                        start_ns=start_ns,
+                        end_ns=app_start_ns,
+                    )
         late_ns = (worker.exclusive_ns[-1] or 0) - (segments[_SEND] or 0)
-        attributes = _describe_worker(worker, self._shift_ns, method, facts, late_ns)
+        line = self._path.nginx if facts is not None else None
+        attributes = _describe_worker(worker, self._shift_ns, method, facts, late_ns, nginx=line)
         self._build_request(worker, parent, end_ns, info, attributes, links=links)
 
     def _build_request(
@@ -522,7 +528,7 @@ def _place_attempts(path: RequestPath) -> list[_Placed]:
             end_ns = nginx.end_ns
         start_ns = min((starts_ns[i], end_ns, *map(_first_ns, workers[i])))
         placed.append(
-            _Placed(attempt, start_ns, max((start_ns, end_ns, *map(_end_ns, workers[i]))), workers[i])
+            _Placed(attempt, start_ns, max((start_ns + 1, end_ns, *map(_end_ns, workers[i]))), workers[i])
         )
     return placed
 
@@ -668,7 +674,13 @@ def _describe_attempt(attempt: Attempt, number: int, method: _Attributes) -> _At
 
 
 def _describe_worker(
-    worker: WorkerRecord, shift_ns: int, method: _Attributes, facts: _Attributes | None, late_ns: int
+    worker: WorkerRecord,
+    shift_ns: int,
+    method: _Attributes,
+    facts: _Attributes | None,
+    late_ns: int,
+    *,
+    nginx: NginxRecord | None,
 ) -> _Attributes:
     """Describe the request; `facts` are its whole path's times, None for a worker that nginx gave up."""
     attributes: _Attributes = {
@@ -677,6 +689,13 @@ def _describe_worker(
         "url.path": worker.path,
         **_describe_host(worker.host),
     }
+    if nginx is not None:
+        # Of the client, which only nginx has to do with.
+        attributes |= _describe_protocol(nginx.protocol)
+        for key, field in names.FROM_NGINX.items():
+            value = getattr(nginx, field)
+            if value is not None:
+                attributes[key] = value
     if worker.route is not None:
         attributes["http.route"] = worker.route
     if worker.status is not None:

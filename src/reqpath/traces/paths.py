@@ -214,7 +214,7 @@ class _Trace:
             protocol=_read_protocol(attributes),
         )
         for key, field in names.NGINX_FIELDS.items():
-            value = _text(attributes, key) if field == "cache_status" else _int(attributes, key)
+            value = _text(attributes, key) if field in _NGINX_TEXTS else _int(attributes, key)
             if value is not None:
                 setattr(record, field, value)
         for field, key in names.NGINX_INSTANTS.items():
@@ -414,6 +414,7 @@ def _build_operation(span: Span, app_start_ns: int) -> Operation:
     return operation
 
 
+_NGINX_TEXTS: Final = ("cache_status", "scheme", "client_address", "user_agent")
 _TEXT_FIELDS: Final = ("statement", "namespace", "server_address")
 
 
