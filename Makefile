@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
+.PHONY: help demo test lint unit overhead collector-speed report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -16,6 +16,7 @@ help:
 	@echo 'make test          install what is missing, lint, check types, run all tests'
 	@echo 'make unit          the tests that need no servers, in seconds'
 	@echo 'make overhead      measure what reqpath costs a request, beside OpenTelemetry'
+	@echo 'make collector-speed  measure what the collector costs, beside OpenTelemetry'
 	@echo 'make report-speed  measure a report over a million requests'
 	@echo 'make clean         remove the virtual environment and caches'
 
@@ -38,6 +39,9 @@ unit: $(VENV)/dev.stamp
 
 overhead: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+collector-speed: packages-bench $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/collector.py $(ARGS)
 
 report-speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py $(ARGS)

@@ -13,6 +13,7 @@ between two looks at its sockets, so that nginx's lines never wait for a backend
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 #: The longest that the receiver waits for its turn; a socket's buffer bridges much more.
 _SLICE_NS: Final = 20_000_000
 #: Between two looks at the spool's files.
-_INTERVAL_NS: Final = 200_000_000
+_INTERVAL_NS: Final = 500_000_000
 #: Between two tries to begin.
 _BEGIN_NS: Final = 5_000_000_000
 #: At the end: to read what the spool has got meanwhile, and to send what is kept.
@@ -40,6 +41,8 @@ _END_READ_NS: Final = 2_000_000_000
 _END_SEND_S: Final = 5.0
 #: A backend that takes nothing for so long ends the export of a saved spool.
 _PATIENCE_S: Final = 60.0
+#: Objects made between two collections of cycles: spans have none, and 700 is but one path's.
+_GC_THRESHOLD: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,8 @@ class Collector:
             )
             sender = build_sender(self._target)
             # From here on all is well, and `end` closes it.
+            stack.callback(gc.set_threshold, *gc.get_threshold())
+            gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
             self._held = stack.pop_all()
         self._tail = tail
         self._delivery = self._start_delivery(tail, sender)

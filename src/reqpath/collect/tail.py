@@ -42,7 +42,7 @@ MAX_PENDING: Final = 1_024
 _BATCH_SPANS: Final = 2_000
 #: It waits until so many paths are there, or for so long.
 _LINGER_PATHS: Final = 100
-LINGER_S: Final = 1.0
+LINGER_S: Final = 2.0
 _NEVER_NS: Final = 1 << 62
 #: How often the checkpoint is written when nothing is exported.
 _CHECKPOINT_NS: Final = 1_000_000_000

@@ -1,0 +1,286 @@
+"""Measure what the collector costs: paths per second and core, and CPU per request beside OpenTelemetry's.
+
+First the collector alone, on a spool of requests with two queries each: reading, joining and judging them,
+and the same with every path exported over HTTP to a sink on this machine, each in CPU time of one process.
+The spool's decoding alone, in the same run, tells how much of it is the machine.
+
+Then all of it: the deployments of `overhead.py`, where the CPU of a request is the worker's and the
+collector's together: nothing, reqpath with the default policy, reqpath with everything kept, and
+OpenTelemetry's instrumentation of Flask and PyMySQL, which exports everything from the worker. What is added
+is the difference to nothing within a round. It excludes nginx, the database, the client and the sink::
+
+    python benchmarks/collector.py [--paths 100000] [--rounds 10] [--seconds 1] [--json]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import click
+import numpy as np
+from overhead import EXPORT_S, SETTLE_S, drive, fill, find_children, read_cpu_ns, start_sink
+from report import write_spool
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from reqpath.bench.database import start_database
+from reqpath.bench.process import exit_on_signals
+from reqpath.bench.servers import Deployment, find_program, start_deployment
+from reqpath.bench.topology import App, Topology
+from reqpath.collect.export import Delivery, HttpSender
+from reqpath.collect.keep import Keeper
+from reqpath.collect.spans import build_spans
+from reqpath.collect.tail import Tail
+from reqpath.spool import SpoolReader
+
+#: Paths per second and core, joined and judged.
+TARGET_PATHS = 20_000
+#: Of OpenTelemetry's added CPU, on the route with two queries.
+TARGETS = {"default policy": 1 / 6, "all kept": 1 / 2}
+ROUTE = "queries"
+VARIANTS = ("nothing", *TARGETS, "opentelemetry")
+#: Runs the sink until its standard input ends.
+_SINK = """
+import sys
+import overhead
+with overhead.start_sink() as endpoint:
+    print(endpoint, flush=True)
+    sys.stdin.read()
+"""
+
+
+def measure_cpu_s(work: Callable[[], object]) -> float:
+    """Return the CPU time of this process, all threads, that something takes."""
+    before_s = time.process_time()
+    work()
+    return time.process_time() - before_s
+
+
+def decode(spool: str) -> None:
+    """Read every record, and do nothing with them."""
+    for _info, _records in SpoolReader(spool).read():
+        pass
+
+
+def judge(spool: str) -> int:
+    """Read, join and judge a spool by the default policy; return how many paths are kept."""
+    tail = Tail(spool, Keeper(), wait_s=10, expect_nginx=True, from_start=True, max_pending=1 << 40)
+    assert tail.finish()
+    return tail.pending
+
+
+def export(spool: str, endpoint: str) -> int:
+    """Export every path of a spool; return how many spans they were."""
+    tail = Tail(spool, Keeper(everything=True), wait_s=10, expect_nginx=True, from_start=True)
+    delivery = Delivery(
+        tail,
+        HttpSender(endpoint),
+        lambda kept: build_spans(kept.path, kept=kept.reason, offset=kept.offset),
+        report=click.echo,
+        backend="the sink",
+    )
+    delivery.start()
+    while not tail.finish():
+        tail.wait_for_progress(0.1)
+    delivery.stop(600)
+    assert tail.pending == 0
+    return delivery.spans
+
+
+def measure_alone(paths: int, directory: str, console: Console) -> dict[str, float]:
+    """Return CPU µs per path of the collector's parts."""
+    spool = os.path.join(directory, "spool")
+    with console.status("writing a spool"):
+        write_spool(spool, paths)
+    counts: dict[str, int] = {}
+    # A process of its own, so that the sink's CPU is not in the figure.
+    with console.status("the collector alone"), start_sink_process() as endpoint:
+        decoding_s = measure_cpu_s(lambda: decode(spool))
+        judging_s = measure_cpu_s(lambda: counts.update(kept=judge(spool)))
+        exporting_s = measure_cpu_s(lambda: counts.update(spans=export(spool, endpoint)))
+    return {
+        "decoding_us": decoding_s / paths * 1e6,
+        "judging_us": judging_s / paths * 1e6,
+        "exporting_us": exporting_s / paths * 1e6,
+        "kept_share": counts["kept"] / paths,
+        "spans_per_path": counts["spans"] / paths,
+    }
+
+
+@contextlib.contextmanager
+def start_sink_process() -> Iterator[str]:
+    """Run the sink in a process of its own; yield the endpoint for traces."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SINK],
+        cwd=os.path.dirname(os.path.abspath(__file__)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def measure_together(
+    deployments: dict[str, Deployment], wrk: str, rounds: int, seconds: float, console: Console
+) -> dict[str, dict[str, list[float]]]:
+    """Return CPU µs per request by variant and process, "worker" and "collector", one figure a round."""
+    figures: dict[str, dict[str, list[float]]] = {
+        name: {"worker": [], "collector": []} for name in deployments
+    }
+    children = {name: find_children(deployment) for name, deployment in deployments.items()}
+    #: By variant its latest block: requests, and the CPU of each process before it.
+    latest: dict[str, tuple[int, dict[str, int]]] = {}
+
+    def read(name: str) -> dict[str, int]:
+        return {child: read_cpu_ns(pid) for child, pid in children[name].items()}
+
+    def close_block(name: str) -> None:
+        requests, before = latest.pop(name)
+        after = read(name)
+        for child in figures[name]:
+            used_ns = after[child] - before[child] if child in after else 0
+            figures[name][child].append(used_ns / requests / 1e3)
+
+    order = random.Random(7)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=rounds + 1)
+        for round_number in range(rounds + 1):
+            for name in order.sample(list(deployments), len(deployments)):
+                if name in latest:
+                    close_block(name)
+                before = read(name)
+                requests = drive(wrk, f"{deployments[name].url}/{ROUTE}/7", seconds)
+                time.sleep(SETTLE_S)
+                if round_number:  # the first round warms up
+                    latest[name] = requests, before
+            progress.advance(task)
+    # What was left to be exported counts too.
+    time.sleep(EXPORT_S)
+    for name in list(latest):
+        close_block(name)
+    return figures
+
+
+def summarise(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """Return by variant the medians, what is added to nothing, and its share of OpenTelemetry's (95 %)."""
+    totals = {name: np.array(by["worker"]) + np.array(by["collector"]) for name, by in figures.items()}
+    added = {name: total - totals["nothing"] for name, total in totals.items()}
+    samples = np.random.default_rng(7).integers(0, len(totals["nothing"]), (4000, len(totals["nothing"])))
+    summary = {}
+    for name, by in figures.items():
+        ratios = np.median(added[name][samples], axis=1) / np.median(added["opentelemetry"][samples], axis=1)
+        low, high = np.percentile(ratios, [2.5, 97.5])
+        summary[name] = {
+            "worker_us": float(np.median(by["worker"])),
+            "collector_us": float(np.median(by["collector"])),
+            "added_us": float(np.median(added[name])),
+            "ratio": float(np.median(added[name]) / np.median(added["opentelemetry"])),
+            "ratio_low": float(low),
+            "ratio_high": float(high),
+        }
+    return summary
+
+
+def show(alone: dict[str, float], together: dict[str, dict[str, float]], console: Console) -> None:
+    """Print both."""
+    table = Table(title="The collector alone, one core", title_justify="left")
+    for column in ("", "CPU per path", "paths/s"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, key in (
+        ("decode the records", "decoding_us"),
+        ("+ join and judge", "judging_us"),
+        ("+ export all", "exporting_us"),
+    ):
+        table.add_row(name, f"{alone[key]:.1f} µs", f"{1e6 / alone[key]:,.0f}")
+    console.print(table)
+    console.print(
+        f"{alone['kept_share']:.1%} kept by the default policy; {alone['spans_per_path']:.1f} spans a path"
+    )
+    rate = 1e6 / alone["judging_us"]
+    console.print(f"target, join and policy: at least {TARGET_PATHS:,}: {_verdict(rate >= TARGET_PATHS)}\n")
+    table = Table(title=f"/{ROUTE}: CPU, µs per request", title_justify="left")
+    for column in ("", "worker", "collector", "added", "of OpenTelemetry's", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in VARIANTS:
+        row = together[name]
+        ours = name in TARGETS
+        table.add_row(
+            name,
+            f"{row['worker_us']:.0f}",
+            f"{row['collector_us']:.0f}" if ours else "",
+            "" if name == "nothing" else f"+{row['added_us']:.0f}",
+            f"{row['ratio']:.3f}" if ours else "",
+            f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}" if ours else "",
+        )
+    console.print(table)
+    for name, target in TARGETS.items():
+        console.print(f"target, {name}: at most {target:.3f}: {_verdict(together[name]['ratio'] <= target)}")
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "not reached"
+
+
+@click.command()
+@click.option("--paths", default=100_000, show_default=True, help="Paths for the collector alone.")
+@click.option("--rounds", default=10, show_default=True, help="Rounds of blocks after the warm-up.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of a block.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def main(paths: int, rounds: int, seconds: float, as_json: bool) -> None:
+    """Measure what the collector costs."""
+    console = Console(stderr=as_json)
+    wrk = find_program("wrk", "apt install wrk")
+    with exit_on_signals(), contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-collector-", dir="/tmp"))
+        alone = measure_alone(paths, directory, console)
+        endpoint = os.environ["OVERHEAD_OTLP_ENDPOINT"] = stack.enter_context(start_sink())
+        database = stack.enter_context(start_database(directory))
+        fill(database)
+        here = os.path.dirname(os.path.abspath(__file__))
+        environments = {
+            "default policy": (("REQPATH_OTLP", endpoint),),
+            "all kept": (("REQPATH_OTLP", endpoint), ("REQPATH_KEEP", "all")),
+        }
+        deployments = {
+            variant: stack.enter_context(
+                start_deployment(
+                    Topology(
+                        app=App(
+                            f"overhead_app:{'reqpath' if variant in environments else variant}()",
+                            here,
+                            "OVERHEAD_DATABASE",
+                        ),
+                        processes=1,
+                        reqpath=variant in environments,
+                        # The batch exporter's thread does not survive a fork.
+                        uwsgi_lines=("lazy-apps = true",) if variant == "opentelemetry" else (),
+                        environment=environments.get(variant, ()),
+                    ),
+                    database=database,
+                )
+            )
+            for variant in VARIANTS
+        }
+        together = summarise(measure_together(deployments, wrk, rounds, seconds, console))
+    if as_json:
+        json.dump({"alone": alone, "rounds": rounds, "seconds": seconds, "together": together}, sys.stdout)
+        print()
+    else:
+        show(alone, together, console)
+
+
+if __name__ == "__main__":
+    main()
