@@ -97,8 +97,8 @@ class Load:
 
     #: Of the capacity of the slowest cell that is compared; the rest is there for what arrives in bursts.
     share: float = 0.6
-    #: Sent whatever the capacity is; None: `share` decides.
-    rate_per_s: float | None = None
+    #: Workload and what it is sent, whatever the capacities are; empty: `share` decides.
+    rates_per_s: tuple[tuple[str, float], ...] = ()
     #: Requests under way at one time; an arrival beyond them is dropped, and counted.
     max_in_flight: int = 256
     #: After which an answer has failed.
@@ -173,8 +173,8 @@ class Plan:
 
         All cells of a workload are compared with each other, so all are sent the same.
         """
-        if self.load.rate_per_s is not None:
-            return {workload.name: self.load.rate_per_s for workload in self.workloads}
+        if self.load.rates_per_s:
+            return dict(self.load.rates_per_s)
         return {
             workload.name: self.load.share
             * min(capacities_per_s[cell.key] for cell in self.cells if cell.workload == workload.name)
@@ -187,7 +187,7 @@ class Plan:
         if runs is not None:
             return runs * run_s
         capacity_s = 0.0
-        if self.load.rate_per_s is None:
+        if not self.load.rates_per_s:
             steps_s = len(self.load.capacity_steps) * self.load.capacity_step_s
             capacity_s = len(self.cells) * (_RESTART_S + steps_s)
         return capacity_s + self.blocks * (len(self.cells) + 1) * run_s
@@ -229,7 +229,8 @@ def make_plan(
     ):
         _check_levels(name, levels, known)
     load = load or Load()
-    _check_numbers(blocks, seconds_s, warm_up_s, load)
+    _check_numbers(blocks, seconds_s, warm_up_s)
+    _check_load(load, [workload.name for workload in chosen])
     cells = tuple(
         Cell(first, second, slots, workload.name, connection)
         for workload in chosen
@@ -291,12 +292,21 @@ def _check_levels(name: str, levels: Sequence[str], known: Iterable[str] | None)
         raise ConfigurationError(f"{name} can't be {wrong[0]!r}; it can be {', '.join(known or ())}")
 
 
-def _check_numbers(blocks: int, seconds_s: float, warm_up_s: float, load: Load) -> None:
+def _check_numbers(blocks: int, seconds_s: float, warm_up_s: float) -> None:
     if blocks < 1:
         raise ConfigurationError(f"blocks is {blocks}; it must be at least 1")
-    if not seconds_s > 0 or warm_up_s < 0:
+    if not seconds_s > 0 or not warm_up_s >= 0:
         raise ConfigurationError(f"a run of {seconds_s:g} s after {warm_up_s:g} s can't be made")
+
+
+def _check_load(load: Load, workloads: list[str]) -> None:
     if not 0 < load.share < 1:
         raise ConfigurationError(f"the load's share is {load.share:g}; it must lie between 0 and 1")
-    if load.rate_per_s is not None and not load.rate_per_s > 0:
-        raise ConfigurationError(f"the rate is {load.rate_per_s:g}; it must be above 0")
+    rates = dict(load.rates_per_s)
+    if rates and set(rates) != set(workloads):
+        raise ConfigurationError(
+            f"rates are given for {', '.join(rates)}; the workloads are {', '.join(workloads)}"
+        )
+    for name, rate in rates.items():
+        if not rate > 0:
+            raise ConfigurationError(f"the rate of {name} is {rate:g}; it must be above 0")
