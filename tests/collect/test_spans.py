@@ -266,7 +266,7 @@ def test_a_bad_gateway_is_nginxs_trace_alone() -> None:
     spans = spans_of(RequestPath(None, None, nginx), service_name="shop")
     assert outline(spans) == [
         "shop-nginx: GET -2 to 10",
-        "  shop-nginx: GET upstream -1 to -1",
+        "  shop-nginx: GET upstream -1 to -0.999999",
     ]
     root, attempt = spans
     assert (root.status, root.attributes["error.type"]) == ("ERROR", "502")
