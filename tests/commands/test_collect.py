@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,19 +17,23 @@ import pytest
 from click.testing import CliRunner
 
 from reqpath.bench.process import find_free_port
+from reqpath.collect.checkpoint import hold_spool
 from reqpath.collect.receiver import DatagramSource
 from reqpath.commands.collect import command
 from reqpath.configuration import Listen
-from reqpath.errors import ConfigurationError, SpoolError
+from reqpath.errors import ConfigurationError, MissingExtraError, SpoolError
 from reqpath.record import Record
+from tests.collect.backend import Backend, start_backend
 from tests.collect.lines import build_line, build_numbered_line
+from tests.collect.spools import open_spool, write_paths
+from tests.factories import make_path
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no variable of the machine's decide."""
     for name in list(os.environ):
-        if name.startswith("REQPATH_"):
+        if name.startswith(("REQPATH_", "OTEL_")):
             monkeypatch.delenv(name)
 
 
@@ -56,6 +62,7 @@ def test_the_summary_as_json(log: str, spool: str) -> None:
         "rejected": {"another format": 1},
         "kernel_dropped": 0,
         "spool_dropped": 0,
+        "export": None,
     }
 
 
@@ -121,3 +128,125 @@ def test_a_spool_that_is_open_to_others_is_refused(log: str, tmp_path: Path) -> 
 def test_a_wrong_mode_is_refused(mode: str, spool: str) -> None:
     with pytest.raises(ConfigurationError, match="octal"):
         CliRunner().invoke(command, [spool, f"--socket-mode={mode}"], catch_exceptions=False)
+
+
+def test_a_saved_spool_is_exported_once(spool: str) -> None:
+    write_paths(spool, [*(make_path(number=number) for number in range(4)), make_path(number=4, status=500)])
+    with start_backend() as backend:
+        arguments = ["--once", spool, "--otlp", backend.url]
+        first = CliRunner().invoke(command, arguments, catch_exceptions=False)
+        second = CliRunner().invoke(command, arguments, catch_exceptions=False)
+        again = CliRunner().invoke(
+            command, [*arguments, "--from-start", "--keep", "all", "--json"], catch_exceptions=False
+        )
+    assert [result.exit_code for result in (first, second, again)] == [0, 0, 0]
+    assert first.stdout.startswith("5 paths, 3 kept (error 1, steady 2), 3 exported in ")
+    assert second.stdout == "0 paths, 0 kept, 0 exported in 0 spans\n"
+    status = json.loads(again.stdout)
+    assert status.pop("spans") > 5
+    assert status == {
+        "joined": 5,
+        "kept": {"all": 2, "error": 1, "steady": 2},
+        "not_kept": 0,
+        "exported": 5,
+        "refused": 0,
+        "pending": 0,
+        "waiting": 0,
+        "missed": 0,
+        "clocks": {},
+    }
+    assert sorted(backend.arrivals().values()) == [1, 1, 2, 2, 2]
+
+
+def test_what_no_backend_took_is_for_the_next_time(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
+    monkeypatch.setattr("reqpath.collect.collector._PATIENCE_S", 0.3)
+    monkeypatch.setattr("reqpath.collect.collector._END_SEND_S", 0.1)
+    write_paths(spool, [make_path(number=number) for number in range(4)])
+    backend = Backend()
+    backend.start()
+    backend.stop()
+    arguments = ["--once", spool, "--otlp", backend.url]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 1
+    assert result.stdout == "4 paths, 2 kept (steady 2), 0 exported in 0 spans, 2 still to be exported\n"
+    assert result.stderr.splitlines() == [
+        f"reqpath: can't export to {backend.url}/v1/traces (http/protobuf): Connection refused; "
+        "trying again, the spool holds on",
+        "reqpath: 2 paths could not be exported before the end; the spool holds them for the next start",
+    ]
+    backend.start()
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    backend.stop()
+    assert result.stdout.startswith("0 paths, 0 kept, 2 exported in ")
+    assert list(backend.arrivals().values()) == [1, 1]
+
+
+def test_lines_and_records_are_exported_while_they_come(spool: str, tmp_path: Path) -> None:
+    paths = [make_path(number=number) for number in range(3)]
+    listen = tmp_path / "log.sock"
+    with start_backend() as backend:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "reqpath.cli", "collect", spool, "--listen", f"unix:{listen}"),
+                *("--otlp", backend.url, "--keep", "all"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stderr is not None
+            assert f"collecting from unix:{listen} into {spool}" in process.stderr.readline()
+            assert f"exporting to {backend.url}" in process.stderr.readline()
+            with open_spool(spool) as spooler, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nginx:
+                nginx.connect(str(listen))
+                for path in paths:
+                    spooler.write(path.worker)
+                    assert path.worker is not None
+                    nginx.send(build_line(trace=path.trace_id, span=path.worker.parent_id))
+            deadline_s = time.monotonic() + 30
+            while len(backend.arrivals()) < 3 and time.monotonic() < deadline_s:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGUSR1)
+            assert "3 lines, 3 recorded, 0 dropped by the kernel\n" in process.stderr.readline()
+            assert process.stderr.readline().startswith("3 paths, 3 kept (")
+            process.send_signal(signal.SIGTERM)
+            stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, "")
+    assert backend.arrivals() == {path.trace_id: 1 for path in paths}
+    assert ", 3 exported in " in stdout.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--once"], "--once needs a backend"),
+        (
+            ["--once", "--otlp", "http://otel", "--listen", "udp:127.0.0.1:5170"],
+            "neither --listen nor --file",
+        ),
+        (["--once", "--otlp", "ftp://otel"], "it takes http://HOST:PORT"),
+    ],
+)
+def test_what_makes_no_sense_together_is_said(arguments: list[str], message: str, spool: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CliRunner().invoke(command, [spool, *arguments], catch_exceptions=False)
+
+
+def test_a_spool_that_is_not_there_is_one_message(spool: str) -> None:
+    with pytest.raises(SpoolError, match="can't open the spool"):
+        CliRunner().invoke(command, ["--once", spool, "--otlp", "http://127.0.0.1:1"], catch_exceptions=False)
+
+
+def test_two_collectors_do_not_export_one_spool(spool: str) -> None:
+    write_paths(spool, [make_path()])
+    with hold_spool(spool), pytest.raises(SpoolError, match="another collector exports the spool"):
+        CliRunner().invoke(command, ["--once", spool, "--otlp", "http://127.0.0.1:1"], catch_exceptions=False)
+
+
+def test_without_the_extra_it_says_what_to_install(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_paths(spool, [make_path()])
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'reqpath\[otlp\]'"):
+        CliRunner().invoke(command, ["--once", spool, "--otlp", "http://127.0.0.1:1"], catch_exceptions=False)

@@ -151,10 +151,10 @@ class Collector:
         self._next_ns = now_ns + (_INTERVAL_NS if self._tail else _BEGIN_NS)
         return (self._next_ns - now_ns) // 1_000_000
 
-    def finish(self, patience_s: float = _PATIENCE_S) -> bool:
+    def finish(self) -> bool:
         """Read to the end, wait for no partner, and send all; return whether the backend has it all.
 
-        The backend may take nothing for `patience_s` before this gives up.
+        The backend may take nothing for a minute before this gives up.
         """
         tail, delivery = self._tail, self._delivery
         assert tail is not None
@@ -169,7 +169,7 @@ class Collector:
             tail.wait_for_progress(0.1)
             if delivery.done != done:
                 done, since_ns = delivery.done, time.monotonic_ns()
-            elif time.monotonic_ns() - since_ns > patience_s * 1e9:
+            elif time.monotonic_ns() - since_ns > _PATIENCE_S * 1e9:
                 return False
         return True
 
