@@ -84,6 +84,37 @@ def shop() -> App:
     )
 
 
+def workloads() -> App:
+    """Return the app of the built-in workloads; its environment is `examples/workloads`' to describe.
+
+    Raises: ConfigurationError when this installation lacks it.
+    """
+    return App(
+        module="workloads:create_app()",
+        directory=str(configuration.data_directory("examples")),
+        database_prefix="WORKLOADS_DATABASE",
+        setup=("-m", "workloads.fill"),
+    )
+
+
+def calibrate_cpu_rounds() -> int:
+    """Return the `WORKLOADS_CPU_ROUNDS` that make the workload `/cpu` take 5 ms on this machine.
+
+    Raises: ServerError; ConfigurationError when this installation lacks the workloads.
+    """
+    with tempfile.TemporaryDirectory(prefix="reqpath-") as directory:
+        log = os.path.join(directory, "rounds")
+        run_to_end(
+            [sys.executable, "-B", "-m", "workloads.calibrate"],
+            log,
+            _START_S,
+            "the calibration",
+            cwd=str(configuration.data_directory("examples")),
+        )
+        with open(log, encoding="ascii") as file:
+            return int(file.read())
+
+
 def find_perl_module() -> str | None:
     """Return the path of nginx's perl module; None when it is not installed."""
     for directory in _MODULE_DIRECTORIES:

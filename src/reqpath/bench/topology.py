@@ -163,6 +163,8 @@ def render_nginx(topology: Topology, placement: Placement) -> str:
         *_include(placement.includes.http),
         "client_max_body_size 16m;",
         "keepalive_requests 1000000;",
+        # A client that keeps more connections than it needs at the moment is not to lose them.
+        "keepalive_timeout 1h;",
     ]
     server = [
         f"listen 127.0.0.1:{placement.nginx_port} backlog=1024;",
