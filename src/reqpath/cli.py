@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": "Start nginx, uWSGI and a database, drive traffic, show where its time went.",
     "report": "Show where the time of the recorded requests went.",
     "trace": "Show one request as a waterfall.",
-    "collect": "Take nginx's log lines into the spool.",
+    "collect": "Take nginx's log lines into the spool, send traces to a backend.",
     "jaeger": "Start a Jaeger to look at single traces with.",
     "config": "Print the lines to include in nginx's and uWSGI's configuration.",
 }
