@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from rich.console import Console
 
+from reqpath.analyse.breakdown import BreakdownBuilder
 from reqpath.collect.join import read_paths
 from reqpath.collect.spans import build_spans
 from reqpath.commands import report, trace
 from reqpath.commands.sources import open_source
 from reqpath.errors import ConfigurationError, ReqPathError
+from reqpath.render.text import render_report
 from reqpath.spool import SpoolReader
+from reqpath.traces.counts import TraceCounts
 from tests.commands.test_report import write_paths
 from tests.factories import make_shop_paths
 from tests.traces.test_otlp import encode_json
@@ -66,6 +73,31 @@ def test_the_page_says_what_was_read_and_how_to_see_one_request(traces: str) -> 
     page = run(report.command, "--from", "otlp", traces, "--slowest", "1")
     assert "read from 200 traces" in " ".join(page.split())
     assert f"reqpath trace slowest --from otlp {traces}" in page.replace("\n", "")
+
+
+def test_a_pipe_is_read_and_what_was_torn_in_it_is_told(traces: str) -> None:
+    piped = Path(traces).read_bytes()[:-200] + b'\n{"resourceMetrics": []}\n'
+    done = subprocess.run(
+        [sys.executable, "-m", "reqpath.cli", "report", "--from", "otlp", "-"],
+        input=piped,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    page = " ".join(done.stdout.decode().split())
+    assert page.startswith("199 requests")
+    assert "unreadable 1 line" in page
+    # It can't be read again.
+    assert "reqpath trace slowest" not in page
+
+
+def test_what_jaeger_did_not_tell_is_told() -> None:
+    builder = BreakdownBuilder()
+    builder.extend(make_shop_paths(5))
+    console = Console(width=80, record=True, file=io.StringIO())
+    render_report(builder.build(traces=TraceCounts(traces=7, without_request=2, cut_windows=3)), console)
+    page = " ".join(console.export_text().split())
+    assert "no request in 2 traces: left out" in page
+    assert "incomplete 3 ms: Jaeger has more traces of them than it tells of at once" in page
 
 
 def test_one_request_is_drawn_from_its_spans_as_from_its_record(spool: str, traces: str) -> None:

@@ -152,7 +152,7 @@ def _print_report(breakdown: Breakdown, source: Source, console: Console, *, fil
         console.print(Text(text))
         return
     render_report(breakdown, console)
-    if breakdown.slowest:
+    if breakdown.slowest and source.words:
         words = f"One of them in full: reqpath trace slowest {source.words}"
         console.print(Text(f"\n{words}", style="dim"))
 

@@ -44,7 +44,7 @@ class Source:
     place: str
     #: What to do when it holds no request.
     advice: str
-    #: The words that name it on a command line.
+    #: The words that name it on a command line; empty where it can't be read again.
     words: str
     #: Yields the paths; told a whole trace id, it may leave out those of other traces.
     read: Callable[[str], Iterator[RequestPath]]
@@ -143,11 +143,13 @@ def _open_spool(directory: str) -> Source:
 def _open_files(files: tuple[str, ...], service: str | None) -> Source:
     counts = TraceCounts()
     return Source(
-        files[0] if len(files) == 1 else f"{len(files)} files",
+        "the standard input" if files == ("-",) else files[0] if len(files) == 1 else f"{len(files)} files",
         "They hold no SERVER span of HTTP"
         + (f" of the service {service}." if service else ".")
         + " docs/spans.md says what is read.",
-        shlex.join(["--from", "otlp", *(["--service", service] if service else []), *files]),
+        ""
+        if "-" in files
+        else shlex.join(["--from", "otlp", *(["--service", service] if service else []), *files]),
         lambda _trace_id: read_otlp_paths(files, service, counts),
         traces=counts,
     )
