@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 
 from reqpath.collect.checkpoint import read_checkpoint
-from reqpath.collect.export import Answer, Delivery, HttpSender, Sender, Target, build_sender, find_target
+from reqpath.collect.export import Answer, Delivery, Sender, Target, build_sender, find_target
 from reqpath.collect.keep import Keeper
 from reqpath.collect.spans import build_spans
 from reqpath.collect.tail import Kept, Tail
@@ -343,13 +343,19 @@ def test_opentelemetrys_own_variables_are_taken(backend: Backend, monkeypatch: p
     assert backend.headers[0]["x-tenant"] == "shop"
 
 
-def test_opentelemetrys_loggers_are_as_before_when_it_ends(backend: Backend) -> None:
+def test_opentelemetrys_loggers_are_as_they_were_and_say_nothing_meanwhile(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     before = list(logger.filters)
-    sender = HttpSender(f"{backend.url}/v1/traces")
-    assert logger.filters != before
-    sender.close()
+    backend.stop()
+    sender = http(backend)
+    try:
+        assert sender.send(build_spans(PATHS[0])) == Answer("away", "Connection refused")
+    finally:
+        sender.close()
     assert logger.filters == before
+    assert caplog.messages == []
 
 
 def test_variables_that_make_no_sense_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

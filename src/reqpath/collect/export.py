@@ -174,8 +174,8 @@ class HttpSender:
 
     def send(self, spans: Sequence[ReadableSpan]) -> Answer:
         """Send one request."""
-        self._silence.clear()
-        self._exporter.export(spans)
+        with self._silence:
+            self._exporter.export(spans)
         latest = self._session.take_latest()
         if latest is None:
             # Nothing was sent: it can't be encoded.
@@ -195,7 +195,6 @@ class HttpSender:
     def close(self) -> None:
         """Give up what is being tried."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]  # it has no annotations
-        self._silence.close()
 
 
 class GrpcSender:
@@ -212,9 +211,9 @@ class GrpcSender:
 
     def send(self, spans: Sequence[ReadableSpan]) -> Answer:
         """Send one request."""
-        self._silence.clear()
         try:
-            result = self._exporter.export(spans)
+            with self._silence:
+                result = self._exporter.export(spans)
         except Exception as error:
             # Calls that fail are its own to report: this is what can't be encoded.
             return Answer("refused", _shorten(error))
@@ -231,7 +230,6 @@ class GrpcSender:
     def close(self) -> None:
         """Give up what is being tried."""
         self._exporter.shutdown()
-        self._silence.close()
 
 
 def _encode_quickly(exporter: Any) -> None:
@@ -251,8 +249,14 @@ class _Silence(logging.Filter):
         #: Names of gRPC's status codes in it.
         self.codes: list[str] = []
         self._logger = logging.getLogger(logger)
+
+    def __enter__(self) -> None:
+        self.said, self.codes = "", []
         # Before a filter of OpenTelemetry's that lets the same through but once a minute.
         self._logger.filters.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Take a message."""
@@ -261,14 +265,6 @@ class _Silence(logging.Filter):
             values = record.args if isinstance(record.args, tuple) else ()
             self.codes = [value.name for value in values if isinstance(value, Enum)]
         return False
-
-    def clear(self) -> None:
-        """Forget what was said."""
-        self.said, self.codes = "", []
-
-    def close(self) -> None:
-        """Let them be printed again."""
-        self._logger.removeFilter(self)
 
 
 class Delivery:
