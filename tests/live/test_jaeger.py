@@ -347,30 +347,8 @@ def collecting(deployment: Deployment, jaeger: Jaeger, directory: Path) -> Itera
 def test_the_apps_own_spans_hang_under_its_request(
     processor: str, lazy_apps: bool, jaeger: Jaeger, mariadb: Database, start: Start
 ) -> None:
-    app = App("traced_app:app", str(Path(__file__).parent), "TRACED")
-    topology = Topology(
-        app,
-        nginx_lines=(TRACE_RESPONSE,),
-        lazy_apps=lazy_apps,
-        environment=(
-            ("TRACED_ENDPOINT", f"{jaeger.otlp_http}/v1/traces"),
-            ("TRACED_PROCESSOR", processor),
-            # A batch is sent after this many ms.
-            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-            ("REQPATH_OTLP", jaeger.otlp_http),
-            ("REQPATH_KEEP", "all"),
-        ),
-    )
-    observations: list[Observation] = []
-    with start(topology, mariadb) as deployment:
-        drive(
-            (deployment.host, deployment.port),
-            [Plan("work", "GET", "/work")] * 8,
-            Pace(clients=2, traced=False),
-            observations,
-        )
-        traces = [fetch_traced(jaeger, observation.trace_id) for observation in observations]
-    for spans in traces:
+    topology = build_traced(jaeger, processor=processor, lazy_apps=lazy_apps)
+    for spans in drive_traced(jaeger, topology, mariadb, start):
         by_name = {span.name: span for span in spans}
         (request,) = of_role(spans, names.REQUEST)
         outer, inner = by_name["outer"], by_name["inner"]
@@ -381,6 +359,64 @@ def test_the_apps_own_spans_hang_under_its_request(
         (path,) = build_paths(spans)
         assert path.worker is not None
         assert [operation.kind for operation in path.worker.operations] == ["connect", "query"]
+
+
+def test_the_tiers_go_around_the_spans_of_the_apps_own_instrumentation(
+    jaeger: Jaeger, mariadb: Database, start: Start
+) -> None:
+    """One span of Flask's and one of each query, made by the app's SDK, with reqpath's around them."""
+    topology = build_traced(jaeger, processor="simple", instrumented=True)
+    for spans in drive_traced(jaeger, topology, mariadb, start):
+        by_id = {span.span_id: span for span in spans}
+        (flask,) = (span for span in spans if span.service == "traced" and span.kind == "server")
+        assert flask.scope == "opentelemetry.instrumentation.flask"
+        assert flask.attributes["http.route"] == "/work"
+        around = by_id[flask.parent_id]
+        assert (role(around), around.kind) == (names.REQUEST, "internal")
+        (root,) = (span for span in spans if not span.parent_id)
+        assert root.service == "traced-nginx"
+        outer, inner = (next(span for span in spans if span.name == name) for name in ("outer", "inner"))
+        assert (outer.parent_id, inner.parent_id) == (flask.span_id, outer.span_id)
+        (query,) = (span for span in spans if span.attributes.get("db.statement") == "SELECT 1")
+        assert query.parent_id == inner.span_id
+        (trace,) = ask(jaeger, f"/api/traces/{root.trace_id}")
+        assert [span["warnings"] for span in trace["spans"] if span.get("warnings")] == []
+        (path,) = build_paths(spans)
+        assert path.worker is not None
+        assert path.route == "GET /work"
+        assert [operation.kind for operation in path.worker.operations] == ["connect", "query"]
+
+
+def build_traced(
+    jaeger: Jaeger, *, processor: str, lazy_apps: bool = False, instrumented: bool = False
+) -> Topology:
+    return Topology(
+        App("traced_app:app", str(Path(__file__).parent), "TRACED"),
+        nginx_lines=(TRACE_RESPONSE,),
+        lazy_apps=lazy_apps,
+        environment=(
+            ("TRACED_ENDPOINT", f"{jaeger.otlp_http}/v1/traces"),
+            ("TRACED_PROCESSOR", processor),
+            ("TRACED_INSTRUMENTED", "yes" if instrumented else "no"),
+            # A batch is sent after this many ms.
+            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+            ("REQPATH_OTLP", jaeger.otlp_http),
+            ("REQPATH_KEEP", "all"),
+        ),
+    )
+
+
+def drive_traced(jaeger: Jaeger, topology: Topology, database: Database, start: Start) -> list[list[Span]]:
+    """Return the traces of some requests."""
+    observations: list[Observation] = []
+    with start(topology, database) as deployment:
+        drive(
+            (deployment.host, deployment.port),
+            [Plan("work", "GET", "/work")] * 8,
+            Pace(clients=2, traced=False),
+            observations,
+        )
+        return [fetch_traced(jaeger, observation.trace_id) for observation in observations]
 
 
 def fetch_traced(jaeger: Jaeger, trace_id: str) -> list[Span]:

@@ -1,14 +1,20 @@
-"""An app with spans of its own, sent by its own SDK: the request's span is their parent."""
+"""An app with spans of its own, sent by its own SDK: the request's span is their parent.
+
+`TRACED_INSTRUMENTED=yes` adds OpenTelemetry's instrumentation, whose spans are then the request's.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import pymysql
 from flask import Flask
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -25,6 +31,10 @@ processor = BatchSpanProcessor if os.environ["TRACED_PROCESSOR"] == "batch" else
 provider.add_span_processor(processor(exporter))
 trace.set_tracer_provider(provider)
 tracer = trace.get_tracer("the app's own")
+if os.environ["TRACED_INSTRUMENTED"] == "yes":
+    instrument_app: Callable[..., None] = FlaskInstrumentor().instrument_app
+    instrument_app(app)
+    PyMySQLInstrumentor().instrument()
 
 
 @app.get("/work")
