@@ -35,6 +35,8 @@ class Backend:
         #: Of each accepted request its bytes, of each request its status and headers.
         self.bodies: list[bytes] = []
         self.statuses: list[int] = []
+        #: The path of each request, `/v1/traces` or another, of which only that is known.
+        self.targets: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.decide: Callable[[ExportTraceServiceRequest], Reply] = lambda _: Reply()
         self._arrived: list[str] = []
@@ -118,6 +120,9 @@ class Backend:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Take one request."""
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        self.targets.append(handler.path)
+        if handler.path.endswith("/metrics"):
+            body = b""
         cuts = self._cuts
         request = ExportTraceServiceRequest.FromString(body)
         reply = self.decide(request)

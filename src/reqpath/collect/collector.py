@@ -23,7 +23,7 @@ from reqpath.collect.checkpoint import hold_spool
 from reqpath.collect.export import Delivery, Sender, Target, build_sender
 from reqpath.collect.keep import Keeper
 from reqpath.collect.metrics import MetricsExport, metrics_wanted
-from reqpath.collect.tail import Kept, Tail
+from reqpath.collect.tail import LINGER_S, Kept, Tail
 from reqpath.errors import ReqPathError, SpoolError
 from reqpath.settings import Settings
 
@@ -122,6 +122,7 @@ class Collector:
                 wait_s=self._settings.join_wait_s,
                 expect_nginx=self._expect_nginx,
                 from_start=self._from_start,
+                linger_s=LINGER_S,
                 observe=metrics.add if metrics else None,
             )
             sender = build_sender(self._target)
@@ -178,8 +179,8 @@ class Collector:
         tail, delivery = self._tail, self._delivery
         if tail is not None and delivery is not None:
             limit_ns = time.monotonic_ns() + _END_READ_NS
-            while tail.step(limit_ns) and time.monotonic_ns() < limit_ns:
-                pass
+            while not tail.step(limit_ns) and tail.is_full and time.monotonic_ns() < limit_ns:
+                tail.wait_for_progress(0.05)
             if not delivery.stop(_END_SEND_S):
                 self._report(
                     f"{tail.pending:,} paths could not be exported before the end; the spool holds them for "

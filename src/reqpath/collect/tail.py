@@ -138,6 +138,11 @@ class Tail:
         return len(self._pending) + len(self._taken)
 
     @property
+    def is_full(self) -> bool:
+        """Whether so many paths are pending that no more is read."""
+        return self.pending >= self._max_pending
+
+    @property
     def missed(self) -> int:
         """Records that are gone and were not exported: evicted, torn, or dropped by their writers.
 
@@ -149,7 +154,7 @@ class Tail:
         """Read on until a monotonic instant; return whether there is more to read at once."""
         while True:
             with self._changed:
-                if self.pending >= self._max_pending:
+                if self.is_full:
                     return False
                 if self._reading is None:
                     self._reading = self.reader.read()
@@ -169,7 +174,7 @@ class Tail:
             self.step(_NEVER_NS)
         # Another pass, for what has come since that one began.
         self.step(_NEVER_NS)
-        if self.pending >= self._max_pending:
+        if self.is_full:
             return False
         with self._changed:
             self._judge(list(self._joiner.flush()))
