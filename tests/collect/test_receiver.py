@@ -189,6 +189,28 @@ def test_a_signal_ends_it_after_what_is_there(listen: Listen, spool: str, read_r
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_other_work_that_never_ends_keeps_no_line_waiting(
+    listen: Listen, spool: str, read_records: ReadRecords
+) -> None:
+    turns: list[int] = []
+    with contextlib.closing(DatagramSource(listen)) as source:
+
+        def work() -> int:
+            turns.append(receiver.counts.recorded)
+            if len(turns) <= 3:
+                _send(listen, [build_numbered_line(len(turns))])
+            elif len(turns) > 20:
+                receiver.stop()
+            # It wants to go on at once.
+            return 0
+
+        receiver = Receiver(Settings(spool=spool), [source], report=list[str]().append, work=work)
+        assert receiver.run().recorded == 3
+    # Each line is taken in the turn in which it came.
+    assert turns[:5] == [0, 1, 2, 3, 3]
+    assert _trace_ids(read_records(spool)) == [1, 2, 3]
+
+
 def test_it_goes_on_until_it_may_stop(listen: Listen, spool: str, read_records: ReadRecords) -> None:
     with contextlib.closing(DatagramSource(listen)) as source, _sender(listen) as sender:
         receiver = Receiver(Settings(spool=spool), [source], report=list[str]().append)
