@@ -47,7 +47,7 @@ def test_each_path_arrives_once_through_an_outage_and_a_kill(
                     (deployment.host, deployment.port),
                     plan_shop_traffic(seed=5),
                     # About 200 requests a second.
-                    Pace(clients=16, seconds_s=SECONDS_S, think_s=0.06),
+                    Pace(clients=16, seconds_s=SECONDS_S, think_s=0.045),
                     observations,
                 ),
             )
