@@ -128,7 +128,7 @@ OWN: Final = "reqpath.own."
 OF_APP: Final = "reqpath.app."
 #: On the `exception` event of the exception that left the app.
 UNHANDLED: Final = "reqpath.unhandled"
-#: The caller did not ask for the trace to be sampled.
+#: The caller did not ask for the trace to be sampled, or the sampler of the app's own SDK said no.
 NOT_SAMPLED: Final = "reqpath.not_sampled"
 
 #: On nginx's span: its own stamps, as ns since the span's start.

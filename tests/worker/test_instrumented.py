@@ -10,6 +10,7 @@ from flask import Flask, Response, stream_with_context
 from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.instrumentation.logging import LoggingInstrumentor
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from opentelemetry.propagators.b3 import B3MultiFormat
 from opentelemetry.propagators.composite import CompositePropagator
@@ -20,7 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind
-from werkzeug.test import Client, TestResponse
+from werkzeug.test import Client, EnvironBuilder, TestResponse, run_wsgi_app
 
 from reqpath import ReqPath
 from reqpath.record import Record, WorkerRecord
@@ -58,6 +59,7 @@ class Bench:
         self.app.get("/items/<int:number>")(self._item)
         self.app.get("/stream")(self._stream)
         self.app.get("/hidden")(self._item)
+        self.app.get("/logs")(self._log)
         self.sample(DEFAULT_ON)
 
     def sample(self, sampler: Sampler) -> None:
@@ -110,6 +112,10 @@ class Bench:
             propagate.inject(headers)
         context = span.get_span_context()
         return {"baggage": dict(baggage.get_all()), "span": f"{context.span_id:016x}", "headers": headers}
+
+    def _log(self) -> str:
+        self.app.logger.warning("said")
+        return "done"
 
     def _stream(self) -> Response:
         def chunks() -> Iterator[str]:
@@ -424,6 +430,29 @@ def test_propagators_that_fail_leave_the_request_alone(
     assert bench.record.status == 404
 
 
+# --- log lines ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instrumented", [True, False])
+def test_the_apps_log_lines_have_the_ids_of_the_requests_span(
+    bench: Bench, caplog: pytest.LogCaptureFixture, instrumented: bool
+) -> None:
+    if instrumented:
+        bench.instrument()
+    bench.add_reqpath()
+    correlation = LoggingInstrumentor()
+    correlation.instrument(inject_trace_context=True, enable_log_auto_instrumentation=False)
+    try:
+        bench.get("/logs", **by_nginx())
+    finally:
+        correlation.uninstrument()
+    (line,) = (line for line in caplog.records if line.message == "said")
+    record = bench.record
+    span_id = record.span_id if record.app_span is None else record.app_span.span_id
+    assert instrumented is (record.app_span is not None)
+    assert (line.otelTraceID, line.otelSpanID) == (NGINX_TRACE, span_id)  # type: ignore[attr-defined]
+
+
 # --- an instrumentation of WSGI ---------------------------------------------------------------------------
 
 
@@ -437,6 +466,30 @@ def test_a_wsgi_instrumentation_around_reqpath_keeps_the_current_span(bench: Ben
     assert (outer.attributes or {})["mine"] == 7
     assert bench.record.app_span is not None
     assert bench.record.app_span.span_id == id_of(outer)
+
+
+def test_a_wsgi_instrumentation_within_reqpath_is_below_the_requests_span(bench: Bench) -> None:
+    bench.app.wsgi_app = OpenTelemetryMiddleware(bench.app.wsgi_app)  # type: ignore[method-assign]
+    bench.add_reqpath()
+    bench.get(**by_nginx())
+    (within,) = [span for name, span in bench.spans.items() if name != "inner"]
+    assert (within.kind, parent_of(within)) == (SpanKind.INTERNAL, bench.record.span_id)
+    assert (bench.record.app_span, bench.record.app_samples) == (None, True)
+
+
+def test_a_plain_middleware_around_an_instrumented_flask_app_leaves_its_span_as_well(
+    bench: Bench, spool: str
+) -> None:
+    bench.instrument()
+    middleware = RequestMiddleware(bench.app, spool=spool)
+    chunks, _status, _headers = run_wsgi_app(
+        middleware, EnvironBuilder("/items/7", environ_overrides=by_nginx()).get_environ()
+    )
+    list(chunks)
+    chunks.close()  # type: ignore[attr-defined]  # the middleware's bodies have it
+    middleware._writer.close()
+    assert bench.spans[FLASK].kind is SpanKind.SERVER
+    assert parent_of(bench.spans[FLASK]) == bench.record.span_id
 
 
 def test_a_span_that_has_ended_around_a_request_is_none(bench: Bench) -> None:

@@ -73,8 +73,7 @@ class ReqPath:
             return present
         if not settings.enabled:
             return None
-        middleware = RequestMiddleware(app.wsgi_app, settings, flask=True)
-        middleware.flask_app = app
+        middleware = RequestMiddleware(app.wsgi_app, settings, flask=app)
         middleware.provisional = provisional
         app.extensions[_EXTENSION] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to add a middleware

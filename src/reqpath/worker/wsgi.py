@@ -58,10 +58,10 @@ class RequestMiddleware:
         settings: Settings | None = None,
         *,
         clock: Clock = SYSTEM,
-        flask: bool = False,
+        flask: Flask | None = None,
         **arguments: Any,
     ) -> None:
-        """`arguments` are those of `Settings`; `flask` says that Flask's hooks will split the time further.
+        """`arguments` are those of `Settings`; in `flask` hooks will split the time further.
 
         Raises: ConfigurationError for a wrong argument.
         """
@@ -86,8 +86,8 @@ class RequestMiddleware:
         self._facts_pid = 0
         self._random_bits: Callable[[int], int] = random.getrandbits
         self._run_queue: RunQueueClock | None = None
-        #: The Flask app around whose `wsgi_app` this is.
-        self.flask_app: Flask | None = None
+        #: The app that OpenTelemetry marks as instrumented: `app` itself, or whose method it is.
+        self._marked: object = flask or getattr(app, "__self__", app)
         #: Keys in the environ of requests that concern the app's own OpenTelemetry.
         self._told_by = instrumented.NOT_FOUND_YET
         #: Put in by the instrumentor: what the app's own code says comes later, and holds.
@@ -268,8 +268,8 @@ class RequestMiddleware:
         """Return the context for a request to an instrumented app, or with headers for propagators."""
         if self._told_by is instrumented.NOT_FOUND_YET:
             # Again at the next request where it fails: propagators are plug-ins.
-            self._told_by = instrumented.find_keys(self.flask_app)
-        if instrumented.is_instrumented(self.flask_app):
+            self._told_by = instrumented.find_keys(self._marked)
+        if instrumented.is_instrumented(self._marked):
             recorder.app_span = find_span_around(get_context())
             if recorder.app_span is None:
                 instrumented.hand_over(environ, recorder)
