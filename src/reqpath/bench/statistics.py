@@ -32,7 +32,7 @@ from scipy import stats
 ALPHA: Final = 0.05
 #: Chance with which a difference as large as the resolvable one is found.
 POWER: Final = 0.8
-_RESAMPLES: Final = 4_000
+_RESAMPLES: Final = 2_000
 _SIMULATIONS: Final = 2_000
 #: Wilcoxon's exact distribution is near enough to the normal one beyond.
 _MANY: Final = 50
