@@ -50,6 +50,10 @@ _SWEEP_NS = 100_000_000
 _LEAD_NS = 50_000_000
 _CONNECT_S = 1.0
 _REFUSED_S = 0.01
+#: One late waking weighs as much as 19 in time, which balances where one in 20 is late.
+_FALL_NS = 200
+_RISE_NS = 19 * _FALL_NS
+_FIRST_EARLY_NS = 50_000
 #: `select` takes no descriptor beyond 1023, and some are the process's own.
 _MOST_CONNECTIONS = 1_000
 #: So much a socket takes at once, whatever its settings.
@@ -129,7 +133,7 @@ class Outcome(msgspec.Struct, frozen=True):
     cpu_ns: int
     #: From the start to the last response.
     elapsed_ns: int
-    #: Whether it ran before all other processes, as SCHED_FIFO; that takes privileges.
+    #: Whether it ran before all others, as SCHED_FIFO, which takes privileges; closed loads never do.
     realtime: bool
 
     @property
@@ -354,10 +358,13 @@ class _Generator:
         """Send the load, and wait for the last response or its time-out."""
         traffic = self._traffic
         rate = traffic.rate
+        if traffic.cpus:
+            os.sched_setaffinity(0, traffic.cpus)
         arrivals = None if rate is None else plan_arrivals(rate, traffic.seconds_s, traffic.seed)
         for _ in range(traffic.connections):
             self._connect()
-        realtime = _become_prompt(traffic.cpus)
+        # Who never waits for an instant need not be woken at one; it would only be woken more often.
+        realtime = _become_prompt() if arrivals is not None else False
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -392,20 +399,25 @@ class _Generator:
         clock = time.perf_counter_ns
         busy = self._busy
         message = self._prepare()
+        # The kernel wakes a sleeper late, by as much as an idle processor takes to start. So a nap ends some
+        # time before the instant, which is then waited for awake: enough for most wakings, and no more.
+        early_ns = _FIRST_EARLY_NS
         for offset_ns in arrivals:
             due_ns = self._start_ns + offset_ns
             while (now_ns := clock()) < due_ns:
-                ready = select.select(busy, (), (), (due_ns - now_ns) / 1e9)[0]
+                nap_ns = due_ns - now_ns - early_ns
+                ready = select.select(busy, (), (), nap_ns / 1e9 if nap_ns > 0 else 0)[0]
                 woken_ns = clock()
-                if ready:
-                    # What was due meanwhile goes first: what has come is stamped, and can wait.
-                    if woken_ns >= due_ns:
-                        self._send(due_ns, message)
-                        message = b""
+                if nap_ns > 0 and not ready:
+                    early_ns += _RISE_NS if woken_ns > now_ns + nap_ns + early_ns else -_FALL_NS
+                if ready and woken_ns >= due_ns:
+                    # What is due goes first: what has come is stamped, and can wait.
+                    self._send(due_ns, message)
                     self._receive(ready, woken_ns)
-                    if not message:
-                        break
-            if message:
+                    break
+                if ready:
+                    self._receive(ready, woken_ns)
+            else:
                 self._send(due_ns, message)
             message = self._prepare()
             if now_ns > self._sweep_ns:
@@ -575,12 +587,10 @@ def _build_request(traffic: Traffic) -> tuple[bytes, bytes]:
     return "\r\n".join(lines).encode("utf-8"), b"-01\r\n\r\n"
 
 
-def _become_prompt(cpus: tuple[int, ...]) -> bool:
+def _become_prompt() -> bool:
     """Have the kernel wake this process as soon as it is time; return whether it goes before all others."""
     # Threads of ordinary priority may be woken 50 µs late, so that the kernel can do two things at once.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    if cpus:
-        os.sched_setaffinity(0, cpus)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_LOWEST_REALTIME))
     except PermissionError:
