@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as encode_with_library
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from reqpath.collect.encode import encode_request, encode_spans
+from reqpath.collect import encode
+from reqpath.collect.encode import EncodedRequest, RequestEncoder
 from reqpath.collect.export import GRPC, HTTP, Target, build_sender
 from reqpath.collect.spans import build_spans
 from reqpath.path import RequestPath
 from tests.factories import make_path, make_shop_paths
 from tests.strategies import request_paths
+
+encode_request = RequestEncoder().encode
+encode_spans = RequestEncoder().encode_message
 
 
 @given(paths=st.lists(request_paths(), max_size=3))
@@ -59,14 +63,30 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         encode_request(build_spans(make_path(path="/\ud800")))
 
 
+def test_a_request_that_is_bytes_is_a_message_when_it_has_to_be() -> None:
+    spans = build_spans(make_path())
+    request = RequestEncoder().encode_lazily(spans)
+    expected = encode_with_library(spans)
+    assert request.SerializePartialToString() == expected.SerializeToString()
+    assert request.ByteSize() == expected.ByteSize()
+
+
 @pytest.mark.parametrize("protocol", [HTTP, GRPC])
 def test_the_exporters_encode_with_it(protocol: str) -> None:
     """Neither has a way to be given an encoder; both look theirs up in their module."""
     sender = build_sender(Target("http://127.0.0.1:9", protocol))
     try:
-        module = importlib.import_module(
-            f"opentelemetry.exporter.otlp.proto.{protocol.split('/', maxsplit=1)[0]}.trace_exporter"
-        )
-        assert module.encode_spans is encode_spans
+        name = f"opentelemetry.exporter.otlp.proto.{protocol.split('/', maxsplit=1)[0]}.trace_exporter"
+        request = importlib.import_module(name).encode_spans([])
+        assert isinstance(request, EncodedRequest if protocol == HTTP else ExportTraceServiceRequest)
     finally:
         sender.close()
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_MAX_KNOWN", 8)
+    encoder = RequestEncoder()
+    for number in range(50):
+        spans = build_spans(make_path(path=f"/items/{number}", attributes={f"a{number}": -number}))
+        assert encoder.encode(spans) == encode_with_library(spans).SerializeToString()
+    assert len(encoder._known) <= 8

@@ -4,8 +4,9 @@ That one builds an object for each attribute, 2 µs each, and a path has some 80
 path to path. Here an attribute is bytes from the start, and those of text are remembered. A test holds the
 two to each other. It encodes what the spans of `collect.spans` have: no trace state, and nothing dropped::
 
-    encode_request(spans)    bytes to send
-    encode_spans(spans)      ExportTraceServiceRequest, to stand where an exporter has its own
+    encoder = RequestEncoder()
+    encoder.encode(spans)             bytes to send
+    encoder.encode_message(spans)     ExportTraceServiceRequest, to stand where an exporter has its own
 
 Source: opentelemetry-proto, opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto, and
 https://protobuf.dev/programming-guides/encoding/.
@@ -22,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanKind, Status
+from opentelemetry.trace import Link, Status
 
 # A field's tag is its number and its wire type, in one byte below field 16: 0 varint, 1 eight bytes, 2 a
 # length and as many bytes, 5 four bytes.
@@ -41,7 +42,7 @@ _OF_SCOPE: Final = _FIELD_3
 _OF_LINK: Final = _FIELD_4
 _OF_RESOURCE: Final = _FIELD_1
 
-#: Span: kind, start and end in a row; Event: its instant; a double.
+#: Span: kind (OTLP counts from 1), start and end in a row; Event: its instant; a double.
 _pack_instants: Final = Struct("<BBBQBQ").pack
 _pack_event_instant: Final = Struct("<BQ").pack
 _pack_double: Final = Struct("<d").pack
@@ -49,76 +50,131 @@ _pack_double: Final = Struct("<d").pack
 _LOCAL_PARENT: Final = b"\x85\x01\x00\x01\x00\x00"
 _REMOTE_PARENT: Final = b"\x85\x01\x00\x03\x00\x00"
 _LOCAL_LINK: Final = b"\x35\x00\x01\x00\x00"
+_NO_STATUS: Final = b"\x7a\x00"
 _MASK: Final = (1 << 64) - 1
 
-_KINDS: Final = {
-    SpanKind.INTERNAL: 1,
-    SpanKind.SERVER: 2,
-    SpanKind.CLIENT: 3,
-    SpanKind.PRODUCER: 4,
-    SpanKind.CONSUMER: 5,
-}
-#: Texts that are remembered with their attribute's name.
-_MAX_TEXTS: Final = 16_384
+#: Attributes that are remembered; then all are forgotten.
+_MAX_KNOWN: Final = 16_384
+#: Bytes of the longest number.
+_MAX_VARINT: Final = 10
 #: Longer texts, a stack say, are hardly ever the same twice.
 _MAX_TEXT: Final = 512
 
 
-def encode_spans(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
-    """Return the request as a message."""
-    request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(encode_request(spans))
-    return request
+class EncodedRequest:
+    """A request that is bytes already; whoever asks for more than its bytes gets a message's."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def SerializePartialToString(self) -> bytes:  # noqa: N802 - as a message's
+        """Return the bytes."""
+        return self._body
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ExportTraceServiceRequest.FromString(self._body), name)
 
 
-def encode_request(spans: Sequence[ReadableSpan]) -> bytes:
-    """Return the request as bytes: spans of one resource and scope together, in the order given.
+class RequestEncoder:
+    """Encodes requests, and remembers the attributes that it has met; of one thread."""
 
-    Raises: UnicodeEncodeError for half a surrogate pair, and what a value of another kind than OTLP's raises.
-    """
-    # By identity: the hash of a resource is that of its JSON, made anew each time.
-    groups: dict[int, tuple[Resource, dict[int, tuple[InstrumentationScope | None, list[bytes]]]]] = {}
-    for span in spans:
-        resource, scope = span.resource, span.instrumentation_scope
-        group = groups.get(id(resource))
-        if group is None:
-            group = groups[id(resource)] = (resource, {})
-        scoped = group[1].get(id(scope))
-        if scoped is None:
-            scoped = group[1][id(scope)] = (scope, [])
-        scoped[1].append(_encode_span(span))
-    parts = []
-    for resource, scopes in groups.values():
-        body = [_delimit(_FIELD_1, _encode_attributes(_OF_RESOURCE, resource.attributes))]
-        for scope, encoded in scopes.values():
-            inner = [_delimit(_FIELD_1, _encode_scope(scope)), *encoded]
-            if scope is not None and scope.schema_url:
-                inner.append(_delimit(_FIELD_3, scope.schema_url.encode()))
-            body.append(_delimit(_FIELD_2, b"".join(inner)))
-        if resource.schema_url:
-            body.append(_delimit(_FIELD_3, resource.schema_url.encode()))
-        parts.append(_delimit(_FIELD_1, b"".join(body)))
-    return b"".join(parts)
+    def __init__(self) -> None:
+        #: Spans' attributes as a whole: short texts and small numbers.
+        self._known: dict[tuple[str, str | int], bytes] = {}
+        #: All of a span's attribute that comes before its number, by the bytes that the number takes.
+        self._heads: tuple[dict[str, bytes], ...] = tuple({} for _ in range(_MAX_VARINT + 1))
 
+    def encode_message(self, spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+        """Return the request as a message."""
+        request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(self.encode(spans))
+        return request
 
-def _encode_span(span: ReadableSpan) -> bytes:
-    """Return the span as an element of `ScopeSpans.spans`."""
-    context, parent, events, links = span.context, span.parent, span.events, span.links
-    assert context is not None
-    parts = [b"\x0a\x10", context.trace_id.to_bytes(16), b"\x12\x08", context.span_id.to_bytes(8)]
-    if parent is not None:
-        parts += (b"\x22\x08", parent.span_id.to_bytes(8))
-    parts += (
-        _encode_name(span.name),
-        _pack_instants(0x30, _KINDS[span.kind], 0x39, span.start_time or 0, 0x41, span.end_time or 0),
-        _encode_attributes(_OF_SPAN, span.attributes),
-    )
-    if events:
-        parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in events]
-    if links:
-        parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in links]
-    parts.append(_encode_status(span.status))
-    parts.append(_REMOTE_PARENT if parent is not None and parent.is_remote else _LOCAL_PARENT)
-    return _delimit(_FIELD_2, b"".join(parts))
+    def encode_lazily(self, spans: Sequence[ReadableSpan]) -> EncodedRequest:
+        """Return the request for one who wants nothing but its bytes."""
+        return EncodedRequest(self.encode(spans))
+
+    def encode(self, spans: Sequence[ReadableSpan]) -> bytes:
+        """Return the request as bytes: spans of one resource and scope together, in the order given.
+
+        Raises: UnicodeEncodeError for half a surrogate pair, TypeError for a value that OTLP has no kind for.
+        """
+        # By identity: the hash of a resource is that of its JSON, made anew each time.
+        groups: dict[int, tuple[Resource, dict[int, tuple[InstrumentationScope | None, list[bytes]]]]] = {}
+        for span in spans:
+            resource, scope = span.resource, span.instrumentation_scope
+            group = groups.get(id(resource))
+            if group is None:
+                group = groups[id(resource)] = (resource, {})
+            scoped = group[1].get(id(scope))
+            if scoped is None:
+                scoped = group[1][id(scope)] = (scope, [])
+            scoped[1].append(self._encode_span(span))
+        parts = []
+        for resource, scopes in groups.values():
+            body = [_delimit(_FIELD_1, _encode_attributes(_OF_RESOURCE, resource.attributes))]
+            for scope, encoded in scopes.values():
+                inner = [_delimit(_FIELD_1, _encode_scope(scope)), *encoded]
+                if scope is not None and scope.schema_url:
+                    inner.append(_delimit(_FIELD_3, scope.schema_url.encode()))
+                body.append(_delimit(_FIELD_2, b"".join(inner)))
+            if resource.schema_url:
+                body.append(_delimit(_FIELD_3, resource.schema_url.encode()))
+            parts.append(_delimit(_FIELD_1, b"".join(body)))
+        return b"".join(parts)
+
+    def _encode_span(self, span: ReadableSpan) -> bytes:
+        """Return the span as an element of `ScopeSpans.spans`."""
+        context, parent, events, links = span.context, span.parent, span.events, span.links
+        assert context is not None
+        parts = [b"\x0a\x10", context.trace_id.to_bytes(16), b"\x12\x08", context.span_id.to_bytes(8)]
+        if parent is not None:
+            parts += (b"\x22\x08", parent.span_id.to_bytes(8))
+        parts += (
+            _encode_name(span.name),
+            _pack_instants(0x30, span.kind.value + 1, 0x39, span.start_time or 0, 0x41, span.end_time or 0),
+        )
+        if span.attributes:
+            self._add_attributes(span.attributes, parts)
+        if events:
+            parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in events]
+        if links:
+            parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in links]
+        status = span.status
+        parts.append(_NO_STATUS if status.is_unset and not status.description else _encode_status(status))
+        parts.append(_REMOTE_PARENT if parent is not None and parent.is_remote else _LOCAL_PARENT)
+        return _delimit(_FIELD_2, b"".join(parts))
+
+    def _add_attributes(self, attributes: Mapping[str, Any], parts: list[bytes]) -> None:
+        known, heads = self._known, self._heads
+        for pair in attributes.items():
+            key, value = pair
+            kind = type(value)
+            if kind is str or (kind is int and 0 <= value < 128):
+                encoded = known.get(pair)
+                parts.append(self._remember(key, value) if encoded is None else encoded)
+            elif kind is int:
+                number = _varint(value & _MASK)
+                head = heads[len(number)].get(key)
+                parts += (self._remember_head(key, len(number)) if head is None else head, number)
+            else:
+                parts.append(_encode_attribute(_OF_SPAN, key, value))
+
+    def _remember(self, key: str, value: str | int) -> bytes:
+        encoded = _encode_attribute(_OF_SPAN, key, value)
+        if isinstance(value, int) or len(value) <= _MAX_TEXT:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[(key, value)] = encoded
+        return encoded
+
+    def _remember_head(self, key: str, length: int) -> bytes:
+        inner = _delimit(_FIELD_1, key.encode()) + bytes((0x12, length + 1, 0x18))
+        head = _OF_SPAN + _varint(len(inner) + length) + inner
+        if len(self._heads[length]) < _MAX_KNOWN:
+            self._heads[length][key] = head
+        return head
 
 
 def _encode_status(status: Status) -> bytes:
@@ -149,33 +205,11 @@ def _encode_scope(scope: InstrumentationScope | None) -> bytes:
 
 def _encode_attributes(field: bytes, attributes: Mapping[str, Any] | None) -> bytes:
     """Return attributes as the elements of a message's field of them."""
-    if not attributes:
-        return b""
-    parts: list[bytes] = []
-    for key, value in attributes.items():
-        kind = type(value)
-        if kind is int:
-            number = _varint(value & _MASK)
-            parts += (_open_number(field, key, len(number)), number)
-        elif kind is str and len(value) <= _MAX_TEXT:
-            parts.append(_encode_text(field, key, value))
-        else:
-            parts.append(_encode_pair(field, key, value))
-    return b"".join(parts)
+    return b"".join(_encode_attribute(field, key, value) for key, value in (attributes or {}).items())
 
 
-@lru_cache(maxsize=4_096)
-def _open_number(field: bytes, key: str, length: int) -> bytes:
-    """Return all of an attribute that comes before the number itself, whose length this is."""
-    head = _delimit(_FIELD_1, key.encode()) + bytes((0x12, length + 1, 0x18))
-    return field + _varint(len(head) + length) + head
-
-
-def _encode_pair(field: bytes, key: str, value: Any) -> bytes:
+def _encode_attribute(field: bytes, key: str, value: Any) -> bytes:
     return _delimit(field, _delimit(_FIELD_1, key.encode()) + _delimit(_FIELD_2, _encode_value(value)))
-
-
-_encode_text: Final = lru_cache(maxsize=_MAX_TEXTS)(_encode_pair)
 
 
 @lru_cache(maxsize=4_096)

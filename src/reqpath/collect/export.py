@@ -168,7 +168,7 @@ class HttpSender:
                 return response
 
         self._session = Session()
-        _encode_quickly(trace_exporter)
+        _encode_quickly(trace_exporter, lazily=True)
         self._silence = _Silence("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         self._exporter = trace_exporter.OTLPSpanExporter(endpoint=endpoint, session=self._session)
 
@@ -232,12 +232,16 @@ class GrpcSender:
         self._exporter.shutdown()
 
 
-def _encode_quickly(exporter: Any) -> None:
-    """Have an exporter's module use `collect.encode`, where it looks its encoder up by this name."""
-    if hasattr(exporter, "encode_spans"):
-        from reqpath.collect.encode import encode_spans
+def _encode_quickly(exporter: Any, *, lazily: bool = False) -> None:
+    """Have an exporter's module use `collect.encode`, where it looks its encoder up by this name.
 
-        exporter.encode_spans = encode_spans
+    `lazily`: it asks for the bytes alone.
+    """
+    if hasattr(exporter, "encode_spans"):
+        from reqpath.collect.encode import RequestEncoder
+
+        encoder = RequestEncoder()
+        exporter.encode_spans = encoder.encode_lazily if lazily else encoder.encode_message
 
 
 class _Silence(logging.Filter):

@@ -169,7 +169,9 @@ class _Builder:
         )
         links = tuple(Link(self._context(earlier.span_id), {names.RETRIED: True}) for earlier in path.retried)
         for number, (attempt, begin_ns, until_ns, workers) in enumerate(attempts):
-            self._seed(nginx.span_id)
+            if number:
+                # A worker's spans came between.
+                self._seed(nginx.span_id)
             context = self._add(
                 f"{method['http.request.method']} upstream",
                 self._new(names.FIRST_ATTEMPT + number),
