@@ -112,7 +112,7 @@ def test_a_torn_frame_in_the_middle_ends_the_file_and_its_records_are_counted_as
     sequences = [record.sequence for _, records in reader.read() for record in records]
     assert sorted(sequences) == [0, 4]
     assert reader.losses.lost_records == 3
-    # The stump and ten bytes of the third are a frame that is not even msgpack: nothing from there on is read.
+    # The stump and ten bytes of the third are a frame that is no msgpack: nothing from there on is read.
     assert reader.losses.torn_bytes == 3 * frame - 10
 
 
