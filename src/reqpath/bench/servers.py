@@ -43,7 +43,8 @@ class Deployment:
 
     topology: Topology
     placement: Placement
-    database: Database
+    #: None where the app needs none of ours.
+    database: Database | None
     spool: str
     uwsgi: Process
     nginx: Process
@@ -64,13 +65,20 @@ class Deployment:
         return f"http://{self.host}:{self.port}"
 
     @property
+    def database_title(self) -> str:
+        """`mariadb 10.11.6-MariaDB`; empty without one."""
+        return f"{self.database.kind} {self.database.version}" if self.database else ""
+
+    @property
     def resolution_ns(self) -> int:
         """Of nginx's stamps."""
         return 1_000 if self.placement.perl_module else 1_000_000
 
     def check_alive(self) -> None:
         """Raises: ServerError with the log's tail when a server has ended."""
-        for process in (self.database.process, self.uwsgi, self.nginx):
+        if self.database is not None:
+            self.database.process.check_alive()
+        for process in (self.uwsgi, self.nginx):
             process.check_alive()
 
 
@@ -158,7 +166,7 @@ def start_deployment(
         )
         spool = spool or os.path.join(directory, "spool")
         placement = _place(topology, directory, spool, uwsgi_path)
-        if database is None:
+        if database is None and topology.app.database_prefix:
             announce("the database")
             database = stack.enter_context(
                 start_database(
@@ -269,25 +277,33 @@ def _find_interpreter(script: str) -> str | None:
     return os.fsdecode(first[2:].strip()) if first.startswith(b"#!/") else None
 
 
-def _build_environment(topology: Topology, database: Database) -> dict[str, str]:
+def _build_environment(topology: Topology, database: Database | None) -> dict[str, str]:
     """Return the environment of the app's process: ours, its database, and no settings of another reqpath."""
     # OpenTelemetry's variables would send traces to a backend that nobody meant.
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("REQPATH_", "OTEL_"))
     }
     app = topology.app
-    where = database.connect_arguments(topology.database_transport)
     paths = [app.directory, *filter(None, [inherited.get("PYTHONPATH")])]
     return inherited | {
         "PYTHONPATH": os.pathsep.join(paths),
         # The app's directory may belong to another user, or be part of an installation.
         "PYTHONDONTWRITEBYTECODE": "1",
-        f"{app.database_prefix}_SOCKET": str(where.get("unix_socket", "")),
-        f"{app.database_prefix}_HOST": str(where.get("host", "")),
-        f"{app.database_prefix}_PORT": str(where.get("port", 0)),
-        f"{app.database_prefix}_USER": str(where["user"]),
-        f"{app.database_prefix}_NAME": str(where["database"]),
+        **(_describe_database(topology, database) if database else {}),
         **dict(topology.environment),
+    }
+
+
+def _describe_database(topology: Topology, database: Database) -> dict[str, str]:
+    """Return the variables that tell the app where its database is."""
+    prefix = topology.app.database_prefix
+    where = database.connect_arguments(topology.database_transport)
+    return {
+        f"{prefix}_SOCKET": str(where.get("unix_socket", "")),
+        f"{prefix}_HOST": str(where.get("host", "")),
+        f"{prefix}_PORT": str(where.get("port", 0)),
+        f"{prefix}_USER": str(where["user"]),
+        f"{prefix}_NAME": str(where["database"]),
     }
 
 

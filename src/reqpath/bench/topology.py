@@ -47,7 +47,8 @@ class App:
     #: Where the module is imported from.
     directory: str
     #: Begins the names of the variables that tell the app where its database is: `<prefix>_SOCKET` and so on.
-    database_prefix: str
+    #: Empty: none is started for it.
+    database_prefix: str = ""
     #: Arguments to Python that fill the database; empty when there is nothing to fill.
     setup: tuple[str, ...] = ()
 

@@ -169,12 +169,12 @@ def _show_start(talk: Console) -> Iterator[Callable[[str], None]]:
 
 
 def _describe(deployment: Deployment, talk: Console) -> None:
-    topology, database = deployment.topology, deployment.database
+    topology = deployment.topology
     stamps = "1 µs" if deployment.resolution_ns == 1_000 else "1 ms; libnginx-mod-http-perl makes it 1 µs"
     talk.print(
         f"nginx (stamps good to {stamps})\n"
         f"  ─{topology.transport}→ uWSGI, {topology.workers}\n"
-        f"  ─{topology.database_transport}→ {database.kind} {database.version}",
+        f"  ─{topology.database_transport}→ {deployment.database_title}",
         highlight=False,
     )
 
@@ -249,7 +249,7 @@ def _deployment_to_json(deployment: Deployment) -> dict[str, Any]:
         "database_transport": topology.database_transport,
         "processes": topology.processes,
         "threads": topology.threads,
-        "database": f"{deployment.database.kind} {deployment.database.version}",
+        "database": deployment.database_title,
         "stamp_resolution_ns": deployment.resolution_ns,
     }
 
