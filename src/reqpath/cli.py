@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "Show where the time of the recorded requests went.",
     "trace": "Show one request as a waterfall.",
     "collect": "Take nginx's log lines into the spool, send traces to a backend.",
+    "bench": "Compare sockets and workers on private servers: what differs, in which tier.",
     "jaeger": "Start a Jaeger to look at single traces with.",
     "config": "Print the lines to include in nginx's and uWSGI's configuration.",
 }

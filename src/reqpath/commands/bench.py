@@ -1,0 +1,447 @@
+"""`reqpath bench`: TCP or Unix sockets, processes or threads, and in which tier it matters."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from reqpath.errors import ConfigurationError, MissingExtraError, ReqPathError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reqpath.bench.plan import Plan
+    from reqpath.bench.result import Result
+    from reqpath.bench.run import Step
+
+#: What the extra `bench` brings.
+_NEEDED = ("flask", "pymysql", "numpy", "rich", "hdrh", "scipy")
+_INTERRUPTED = 130
+#: Options that make the plan, which a benchmark that goes on has already.
+_PLANNING = (
+    "quick", "hop1", "hop2", "workers", "workload", "connection", "blocks", "seconds", "warm_up", "load",
+    "rate", "seed", "app", "path", "output",
+)  # fmt: skip
+
+
+def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(word.strip() for word in value.split(","))
+
+
+@click.group(
+    name="bench",
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  reqpath bench --quick
+  reqpath bench --plan
+  reqpath bench --workload point-query,cpu --workers 4x1,1x4,2x2 --blocks 12
+  reqpath bench --app wsgi:app --path /products/7
+  reqpath bench --resume bench.jsonl
+""",
+)
+@click.option("--quick", is_flag=True, help="The sockets alone, for a point query: minutes.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be run, and how long it takes.")
+@click.option("--hop1", metavar="tcp,unix", callback=_split, help="nginx to uWSGI.")
+@click.option("--hop2", metavar="tcp,unix", callback=_split, help="App to database.")
+@click.option(
+    "--workers", metavar="4x1,1x4,2x2", callback=_split, help="Processes by threads. Default: 4x1,1x4."
+)
+@click.option(
+    "--workload",
+    metavar="NAME,…",
+    callback=_split,
+    help="trivial, cpu, point-query, ten-queries, sleep, mixed. Default: point-query,cpu.",
+)
+@click.option(
+    "--connection",
+    metavar="pooled,per-request",
+    callback=_split,
+    help="How the app connects to its database. Default: pooled.",
+)
+@click.option("--blocks", metavar="N", type=click.IntRange(1), help="Each runs every cell once. Default: 10.")
+@click.option("--seconds", metavar="N", type=click.FloatRange(0.1), help="Of each run. Default: 10.")
+@click.option("--warm-up", metavar="N", type=click.FloatRange(0), help="Seconds before it. Default: 2.")
+@click.option(
+    "--load",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of the slowest cell's capacity. Default: 0.6.",
+)
+@click.option(
+    "--rate", metavar="N", type=click.FloatRange(0, min_open=True), help="Requests/s, in its place."
+)
+@click.option("--seed", metavar="N", type=int, help="Of the schedule and the arrivals. Default: 1.")
+@click.option("--app", metavar="MODULE:APP", help="Your own app, in place of the workloads.")
+@click.option("--path", metavar="/PATH", help="What is requested of it, by GET.")
+@click.option("--output", metavar="FILE", type=click.Path(), help="The result. Default: named by the time.")
+@click.option("--resume", metavar="FILE", type=click.Path(), help="Go on with what was interrupted.")
+@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
+    """Compare sockets and workers on private servers: what differs, and in which tier.
+
+    nginx and uWSGI are started anew for each run, in random order; the figures come with what this machine
+    could resolve. Ctrl-C keeps what was measured.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    _check_extra()
+    from rich.console import Console
+
+    talk = Console(stderr=True)
+    resumed = None
+    if options["resume"] is None:
+        plan = _make_plan(options)
+    else:
+        _refuse_planning(context)
+        resumed = _read_resumed(options["resume"])
+        plan = resumed.plan
+    if options["plan_only"]:
+        _show_plan(plan, as_json=options["as_json"])
+        return
+    files = _choose_files(options["output"], options["resume"], options["html"])
+    _run(plan, files, resumed, talk, as_json=options["as_json"])
+
+
+@command.command(
+    name="show",
+    epilog="""\b
+Examples:
+  reqpath bench show bench.json
+  reqpath bench show bench.jsonl --html bench.html
+""",
+)
+@click.argument("result", type=click.Path())
+@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page in place of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(*, result: str, html: str | None, as_json: bool) -> None:
+    """Show what a result says.
+
+    RESULT is a result, or the .jsonl of a benchmark that has not ended.
+    """
+    _check_extra()
+    from reqpath.bench.result import read_result
+
+    read = read_result(result)
+    if html is not None:
+        _write_page(html, read)
+    if html is None or as_json:
+        _print_verdict(read, as_json=as_json)
+
+
+@command.command(
+    name="compare",
+    epilog="""\b
+Examples:
+  reqpath bench compare before.json after.json
+""",
+)
+@click.argument("first", type=click.Path())
+@click.argument("second", type=click.Path())
+@click.option("--anyway", is_flag=True, help="Also where hosts, versions or loads differ.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(*, first: str, second: str, anyway: bool, as_json: bool) -> None:
+    """Compare two results, cell by cell.
+
+    Of different hosts or versions only with --anyway: the difference can come from those.
+    """
+    _check_extra()
+    from reqpath.bench.result import read_result
+    from reqpath.bench.verdict import compare_results
+
+    comparison = compare_results(read_result(first), read_result(second), anyway=anyway)
+    if as_json:
+        _print_json(comparison)
+        return
+    from reqpath.commands.report import open_console
+    from reqpath.render.bench import render_comparison
+
+    render_comparison(comparison, open_console())
+
+
+def _check_extra() -> None:
+    for module in _NEEDED:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError("bench", module)
+
+
+def _make_plan(options: dict[str, Any]) -> Plan:
+    """Return the plan of the options. Raises: ConfigurationError."""
+    from reqpath.bench.plan import Load, Workload, make_plan, make_quick_plan
+
+    chosen: dict[str, Any] = {
+        name: options[option]
+        for name, option in (
+            ("workloads", "workload"),
+            ("hop1", "hop1"),
+            ("hop2", "hop2"),
+            ("workers", "workers"),
+            ("connections", "connection"),
+            ("blocks", "blocks"),
+            ("seconds_s", "seconds"),
+            ("warm_up_s", "warm_up"),
+            ("seed", "seed"),
+        )
+        if options[option] is not None
+    }
+    app, path = options["app"], options["path"]
+    if (app is None) != (path is None):
+        raise click.UsageError("--app and --path go together: what is requested of your app")
+    if app is not None:
+        for name in ("workload", "hop2", "connection"):
+            if options[name] is not None:
+                raise click.UsageError(f"--{name} is for reqpath's workloads, not for an app of your own")
+        chosen["app"] = app
+        chosen["workloads"] = (Workload("app", f"GET {path}", path, database=False),)
+    load = {} if options["load"] is None else {"share": options["load"]}
+    if options["rate"] is not None:
+        if options["load"] is not None:
+            raise click.UsageError("--rate and --load exclude each other")
+        names = [getattr(one, "name", one) for one in chosen.get("workloads", ("point-query",))]
+        if len(names) != 1:
+            raise click.UsageError("--rate is for a single workload; name it with --workload")
+        load["rates_per_s"] = ((names[0], options["rate"]),)
+    chosen["load"] = Load(**load)
+    return (make_quick_plan if options["quick"] else make_plan)(**chosen)
+
+
+def _refuse_planning(context: click.Context) -> None:
+    given = [
+        name
+        for name in _PLANNING
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    ]
+    if given:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} can't be changed in a benchmark that goes on")
+
+
+def _read_resumed(path: str) -> Result:
+    """Return what a journal has. Raises: ConfigurationError when there is nothing to go on with."""
+    from reqpath.bench.result import read_result
+
+    result = read_result(path)
+    if result.complete:
+        raise ConfigurationError(f"{path} is complete; see it with `reqpath bench show {shlex.quote(path)}`")
+    return result
+
+
+class _Files(NamedTuple):
+    output: str
+    #: What there is while the benchmark runs, and after an interrupted one.
+    journal: str
+    html: str | None
+
+
+def _choose_files(output: str | None, resume: str | None, html: str | None) -> _Files:
+    """Return where things are written. Raises: ConfigurationError when there is something already."""
+    if resume is not None:
+        output, journal = f"{os.path.splitext(resume)[0]}.json", resume
+    else:
+        output = output or time.strftime("reqpath-bench-%Y%m%d-%H%M%S.json")
+        journal = f"{output.removesuffix('.json')}.jsonl"
+        if os.path.lexists(journal):
+            raise ConfigurationError(
+                f"{journal} is there already; go on with it by --resume, or name another --output"
+            )
+    if os.path.lexists(output):
+        raise ConfigurationError(f"{output} is there already; name another --output")
+    return _Files(output, journal, html)
+
+
+def _run(plan: Plan, files: _Files, resumed: Result | None, talk: Console, *, as_json: bool) -> None:
+    """Measure, and show what there is at the end, whatever ended it."""
+    from reqpath.bench.process import exit_on_signals
+    from reqpath.bench.result import read_result, write_result
+
+    interrupted = False
+    failure: ReqPathError | None = None
+    try:
+        with exit_on_signals():
+            _measure(plan, files.journal, resumed, talk)
+    except KeyboardInterrupt:
+        interrupted = True
+    except ReqPathError as error:
+        failure = error
+    if os.path.exists(files.journal):
+        result = read_result(files.journal)
+        if result.runs:
+            _print_verdict(result, as_json=as_json)
+            if files.html is not None:
+                _write_page(files.html, result)
+        if result.complete:
+            write_result(files.output, result)
+        if result.complete or not (result.runs or result.capacities):
+            os.unlink(files.journal)
+        _tell_end(result, files, talk)
+    if failure is not None:
+        raise failure
+    if interrupted:
+        sys.exit(_INTERRUPTED)
+
+
+def _tell_end(result: Result, files: _Files, talk: Console) -> None:
+    """Say where the result is, and what to do next."""
+    runs, of = len(result.runs), len(result.plan.schedule())
+    if result.complete:
+        lines = [f"The result: {files.output}", f"Again: reqpath bench show {shlex.quote(files.output)}"]
+    elif os.path.exists(files.journal):
+        lines = [
+            f"Ended after {runs} of {of} runs; what was measured is in {files.journal}",
+            f"Go on: reqpath bench --resume {shlex.quote(files.journal)}",
+        ]
+    else:
+        lines = ["Ended before anything was measured"]
+    for line in lines:
+        talk.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _measure(plan: Plan, journal_path: str, resumed: Result | None, talk: Console) -> None:
+    from reqpath.bench.result import Journal
+    from reqpath.bench.run import open_bench
+
+    with contextlib.ExitStack() as stack:
+        with _show_start(talk) as announce:
+            bench = stack.enter_context(
+                open_bench(plan, command=shlex.join(["reqpath", *sys.argv[1:]]), progress=announce)
+            )
+        if resumed is None:
+            journal = stack.enter_context(Journal.create(journal_path, bench.head))
+        else:
+            _check_same_host(resumed, bench.head.host)
+            journal, resumed = Journal.resume(journal_path)
+            stack.enter_context(journal)
+        with _show_progress(talk) as tell:
+            bench.measure(journal, tell, resumed)
+
+
+def _check_same_host(resumed: Result, host: Any) -> None:
+    """Raises: ConfigurationError when the rest would run elsewhere, or on other versions."""
+    import msgspec
+
+    from reqpath.bench.verdict import list_differences
+
+    differences = list_differences(resumed, msgspec.structs.replace(resumed, host=host))
+    if differences:
+        raise ConfigurationError(
+            "what was measured so far was measured elsewhere, so the rest can't be compared with it:\n"
+            + "\n".join(f"  {difference}" for difference in differences)
+        )
+
+
+@contextlib.contextmanager
+def _show_start(talk: Console) -> Iterator[Callable[[str], None]]:
+    """Yield what is told of each thing before it is started."""
+    if not talk.is_terminal:
+        yield lambda what: talk.print(f"starting {what}", highlight=False)
+        return
+    with talk.status("starting") as status:
+        yield lambda what: status.update(f"starting {what}")
+
+
+@contextlib.contextmanager
+def _show_progress(talk: Console) -> Iterator[Callable[[Step], None]]:
+    """Yield what is told of each step, some times while it lasts."""
+    if not talk.is_terminal:
+        told = ""
+
+        def tell_once(step: Step) -> None:
+            nonlocal told
+            if step.what != told:
+                told = step.what
+                talk.print(f"{step.what}, {_say_left(step.left_s)}", highlight=False, soft_wrap=True)
+
+        yield tell_once
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    bar = Progress(
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(12),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[what]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        console=talk,
+        transient=True,
+        expand=True,
+    )
+    with bar:
+        task = bar.add_task("", total=None, left="", what="")
+        yield lambda step: bar.update(
+            task, completed=step.done, total=step.steps, left=_say_left(step.left_s), what=step.what
+        )
+
+
+def _say_left(left_s: float) -> str:
+    minutes = round(left_s / 60)
+    if left_s < 60:
+        return f"{left_s:.0f} s left"
+    return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min left"
+
+
+def _show_plan(plan: Plan, *, as_json: bool) -> None:
+    from reqpath.render.units import format_span
+
+    runs = plan.schedule()
+    estimate_s = plan.estimate_s()
+    if as_json:
+        _print_json({"plan": plan, "schedule": runs, "estimate_s": estimate_s})
+        return
+    numbers = {cell.key: number for number, cell in enumerate(plan.cells, 1)}
+    lines = [
+        f"{len(plan.cells)} cells and one of them again (A/A), in {plan.blocks} blocks: {len(runs)} runs of "
+        f"{plan.warm_up_s:g} + {plan.seconds_s:g} s,",
+        f"about {format_span(round(estimate_s * 1e9))} in all"
+        + ("." if plan.load.rates_per_s else ", with finding each cell's capacity first."),
+        "",
+        *(
+            f"{number:>4}  {key}" + ("  and again, *" if key == plan.twin else "")
+            for key, number in numbers.items()
+        ),
+        "",
+    ]
+    for block in range(plan.blocks):
+        order = " ".join(
+            f"{numbers[run.cell.key]}{'*' if run.twin else ''}" for run in runs if run.block == block
+        )
+        lines.append(f"block {block + 1:>2}: {order}")
+    click.echo("\n".join(lines))
+
+
+def _print_verdict(result: Result, *, as_json: bool) -> None:
+    from reqpath.bench.verdict import judge
+
+    verdict = judge(result)
+    from reqpath.commands.report import open_console
+    from reqpath.render.bench import render_verdict, verdict_to_json
+
+    if as_json:
+        _print_json(verdict_to_json(verdict))
+        return
+    render_verdict(verdict, open_console())
+
+
+def _write_page(path: str, result: Result) -> None:
+    from reqpath.bench.verdict import judge
+    from reqpath.render.bench_html import render_verdict_html
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(render_verdict_html(judge(result)))
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be written: {error.strerror}") from error
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
