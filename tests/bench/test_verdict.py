@@ -150,7 +150,7 @@ def test_a_saturated_cell_has_no_times_and_is_compared_with_nothing() -> None:
     assert full[0].dropped == 8 * 400
     for question in verdict.questions:
         out = [pair for pair in question.pairs if pair.left_out]
-        assert [pair.left_out for pair in out] == ["saturated: point-query/tcp/tcp/4x1/pooled"]
+        assert [pair.left_out for pair in out] == ["saturated"]
         assert [pair.client for pair in out] == [None]
     # What is left still answers.
     assert compared(find(verdict, "hop2").mean).outcome == "different"

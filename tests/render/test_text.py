@@ -139,5 +139,5 @@ def _subsequences_hint(letters: str, bar: str) -> list[str]:
 
 
 def test_every_tier_has_a_colour_and_a_letter_of_its_own() -> None:
-    assert set(PALETTE) == {*TIERS, "residual"}
+    assert set(PALETTE) == {*TIERS, "client", "residual"}
     assert len({letter for letter, _ in PALETTE.values()}) == len(PALETTE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from reqpath.bench.plan import Cell, Factor, Plan, Workload
+from reqpath.bench.result import Host
 from reqpath.bench.statistics import Estimate
 
 Outcome = Literal["different", "none", "undecided"]
@@ -170,10 +171,16 @@ class Verdict:
     """All that a result says."""
 
     plan: Plan
+    host: Host
+    created_ns: int
+    command: str
+    #: Begun.
     blocks: int
     #: Fewer give no verdict.
     blocks_needed: int
+    #: Made; of them valid.
     runs: int
+    valid: int
     complete: bool
     questions: tuple[Question, ...]
     control: Control

@@ -89,9 +89,13 @@ def judge(result: Result) -> Verdict:
     own = _decide([question.own for question in questions], asked_in_all, control=False)
     return Verdict(
         plan=result.plan,
+        host=result.host,
+        created_ns=result.created_ns,
+        command=result.command,
         blocks=len({run.block for run in result.runs}),
         blocks_needed=blocks_needed(asked_in_all),
         runs=len(result.runs),
+        valid=sum(run.is_valid for run in result.runs),
         complete=result.complete,
         questions=tuple(
             replace(question, mean=whole[number + 1], slowest=slowest[number + 1], own=own[number])
@@ -240,9 +244,8 @@ class _Table:
 
     def _refuse(self, first: Cell, second: Cell, blocks: int) -> str:
         """Say why two cells are not compared; empty when they are."""
-        full = [cell for cell in (first, second) if cell.key in self._saturated]
-        if full:
-            return f"saturated: {' and '.join(cell.key for cell in full)}"
+        if self._saturated & {first.key, second.key}:
+            return "saturated"
         blocks_run = set(self._runs[first.key]) & set(self._runs[second.key])
         if not blocks_run:
             return "no block has run both"

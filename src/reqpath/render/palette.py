@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Tier, or "residual": (letter, colour as #rrggbb).
+#: Tier, "client" (its own way to nginx, as a benchmark sees it), or "residual": (letter, colour as #rrggbb).
 PALETTE: Final = {
+    "client": ("C", "#af87af"),
     "nginx": ("N", "#87af5f"),
     "queue": ("Q", "#d7af5f"),
     "uwsgi": ("U", "#5f87af"),
