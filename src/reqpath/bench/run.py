@@ -30,7 +30,6 @@ from reqpath.bench.host import describe_host
 from reqpath.bench.load import Client, wait_for_records
 from reqpath.bench.load import Plan as Request
 from reqpath.bench.plan import Cell, Plan, ScheduledRun
-from reqpath.bench.process import read_tail
 from reqpath.bench.result import (
     Capacity,
     CapacityStep,
@@ -56,6 +55,8 @@ from reqpath.spool import SpoolReader
 
 #: How long the records of the last requests may take to get to the spool.
 _SETTLE_S: Final = 5.0
+#: Of what the app wrote when it failed.
+_TOLD_LINES: Final = 20
 
 
 class Step(NamedTuple):
@@ -113,13 +114,15 @@ def open_bench(
     environment: tuple[tuple[str, str], ...] = (),
     progress: Callable[[str], None] = lambda _what: None,
 ) -> Iterator[Bench]:
-    """Start what all runs share. `app` is the plan's own, if it has one; None takes reqpath's workloads.
+    """Start what all runs share. `app` None takes the plan's, from the current directory, or reqpath's workloads.
 
     Raises: ServerError, ConfigurationError when something is not installed or does not start.
     """
     tool = None if plan.load.rates_per_s else find_tool()
     with contextlib.ExitStack() as stack:
-        if app is None:
+        if app is None and plan.app:
+            app = App(module=plan.app, directory=os.getcwd())
+        elif app is None:
             progress("the calibration of 5 ms of CPU")
             environment = (*environment, ("WORKLOADS_CPU_ROUNDS", str(calibrate_cpu_rounds())))
             app = workloads()
@@ -293,16 +296,18 @@ class _Session:
 
 def _check_app(deployment: Deployment, path: str) -> None:
     """Send one request. Raises: ServerError when it fails, or left no record."""
+    log_bytes = os.path.getsize(deployment.uwsgi.log_path)
     with contextlib.closing(Client((deployment.host, deployment.port))) as client:
         seen = client.send(Request("check", "GET", path))
+    unrecorded = wait_for_records(deployment.spool, {seen.trace_id}, _SETTLE_S)
+    with open(deployment.uwsgi.log_path, encoding="utf-8", errors="replace") as log:
+        log.seek(log_bytes)
+        told = "".join(log.readlines()[-_TOLD_LINES:])
     if seen.status is None or not 200 <= seen.status < 400:
         answer = "broke the connection" if seen.status is None else f"answered {seen.status}"
-        raise ServerError(f"GET {path} {answer}; uWSGI's log:", read_tail(deployment.uwsgi.log_path))
-    if wait_for_records(deployment.spool, {seen.trace_id}, _SETTLE_S):
-        raise ServerError(
-            f"GET {path} left no record in {_SETTLE_S:g} s; is `ReqPath(app)` in the app? uWSGI's log:",
-            read_tail(deployment.uwsgi.log_path),
-        )
+        raise ServerError(f"the app {answer} to GET {path}", told)
+    if unrecorded:
+        raise ServerError(f"the app recorded nothing of GET {path}; `ReqPath(app)` must be in it", told)
 
 
 def _read_recorded(deployment: Deployment, outcome: Outcome) -> dict[str, RequestPath]:
