@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from reqpath import conventions, tiers
+from reqpath.bench import figures, plan, result, statistics
 from reqpath.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -62,3 +65,19 @@ def test_every_kind_of_span_is_documented() -> None:
     text = (DOCS / "spans.md").read_text()
     for role in conventions.ROLES:
         assert f"\n| `{role}` | " in text
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(result.Result, result.RunRecord, result.Slice, result.Host, result.Capacity, result.CapacityStep),
+        *(result.Configuration, result.Head, result.Rates, result.Reason),
+        *(plan.Plan, plan.Workload, plan.Cell, plan.Load),
+        *(figures.Comparison, figures.Part, figures.Pair, figures.Question, figures.Control, figures.Remark),
+        statistics.Estimate,
+    ],
+)
+def test_every_field_of_a_benchmark_is_documented(kind: type) -> None:
+    text = (DOCS / "bench-json.md").read_text()
+    missing = [name for name in kind.__annotations__ if f"`{name}`" not in text]
+    assert not missing
