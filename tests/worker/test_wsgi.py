@@ -1102,3 +1102,27 @@ def test_a_template_leaves_the_instants_of_its_segments(
     for segment, start_ns, end_ns in zip(entered, instants_ns, instants_ns[1:], strict=False):
         spent_ns[segment] += end_ns - start_ns
     assert spent_ns == [value or 0 for value in record.exclusive_ns]
+
+
+@pytest.mark.parametrize("interruptions", [0, 1, 3, 100])
+def test_an_interruption_between_two_clocks_bends_no_stamp(
+    spool: str, fake_clock: FakeClock, record_of: Callable[[], WorkerRecord], interruptions: int
+) -> None:
+    entered_ns = fake_clock.wall_ns
+    left = [interruptions]
+
+    def read_wall_ns() -> int:
+        if left[0]:
+            # The thread loses the CPU before the reading, for a shorter time at each try.
+            left[0] -= 1
+            fake_clock.advance(4_000_000 + left[0])
+        return fake_clock.wall_ns
+
+    clock = Clock(read_wall_ns, fake_clock.clock.monotonic_ns, fake_clock.clock.thread_cpu_ns)
+    Server(RequestMiddleware(respond, spool=spool, clock=clock)).get()
+    record = record_of()
+    # Where each try is interrupted, the best of them it is.
+    tolerance_ns = 0 if interruptions < 5 else 4_000_095
+    assert 0 <= record.app_start_ns - entered_ns <= tolerance_ns
+    assert record.closed_offset_ns is not None
+    assert record.closed_offset_ns <= interruptions * 4_000_100
