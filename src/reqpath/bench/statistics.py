@@ -46,7 +46,7 @@ class Estimate:
 
     blocks: int
     value_ns: float
-    #: The 95 % interval; None with fewer than two blocks.
+    #: The 95 % interval; None with too few blocks to have one, whatever they say.
     low_ns: float | None
     high_ns: float | None
     #: Standard deviation between the blocks; None with fewer than two.
@@ -74,16 +74,15 @@ def estimate(differences_ns: Sequence[float], comparisons: int = 1) -> Estimate:
     values = np.asarray(differences_ns, np.float64)
     if not len(values):
         raise ValueError("nothing was compared")
-    low_ns = high_ns = spread_ns = None
-    if len(values) > 1:
+    low_ns = high_ns = None
+    if len(values) >= blocks_needed(1):
         low_ns, high_ns = bootstrap_interval(values)
-        spread_ns = float(np.std(values, ddof=1))
     return Estimate(
         len(values),
         hodges_lehmann(values),
         low_ns,
         high_ns,
-        spread_ns,
+        float(np.std(values, ddof=1)) if len(values) > 1 else None,
         wilcoxon_p(values) if len(values) >= blocks_needed(comparisons) else None,
     )
 
@@ -102,9 +101,12 @@ def estimate_shift(first_ns: Sequence[float], second_ns: Sequence[float], compar
         raise ValueError("nothing was compared")
     low_ns = high_ns = spread_ns = p = None
     if blocks > 1:
-        low_ns, high_ns = _bootstrap((first, second), _shift, blocks, 1 - ALPHA)
         spread_ns = float(np.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2))
-    if 2 / math.comb(len(first) + len(second), len(first)) <= ALPHA / max(1, comparisons):
+    # As likely as this the most extreme order comes about by chance.
+    least_p = 2 / math.comb(len(first) + len(second), len(first))
+    if blocks > 1 and least_p <= ALPHA:
+        low_ns, high_ns = _bootstrap((first, second), _shift, blocks, 1 - ALPHA)
+    if least_p <= ALPHA / max(1, comparisons):
         p = float(stats.mannwhitneyu(first, second).pvalue)
     return Estimate(blocks, float(_shift(first, second)), low_ns, high_ns, spread_ns, p)
 
