@@ -56,9 +56,16 @@ class Account:
     lag: str
     whole: Slice
     slowest: Slice
-    #: Requests under way, sampled; and as Little's law has them.
-    in_flight: float | None
+    #: Mean number of requests under way in each slice of the measured time.
+    in_flight_slices: tuple[float, ...]
+    #: As Little's law has it: the arrival rate times the mean time under way; None when nothing was answered.
     in_flight_expected: float | None
+
+    @property
+    def in_flight(self) -> float | None:
+        """The mean over the slices; None when the time was too short for one."""
+        slices = self.in_flight_slices
+        return sum(slices) / len(slices) if slices else None
 
     @property
     def unrecorded(self) -> int:
@@ -87,7 +94,7 @@ def account(outcome: Outcome, paths: Mapping[str, RequestPath], *, warm_up_ns: i
         lag=encode_histogram(make_histogram(row.lag_ns for row in sent)),
         whole=sum_up(joined),
         slowest=sum_up(joined[-math.ceil(len(joined) / 100) :] if joined else []),
-        in_flight=_sample_in_flight(outcome.in_flight, warm_up_ns, window_ns),
+        in_flight_slices=outcome.in_flight[-(-warm_up_ns // SLICE_NS) : (warm_up_ns + window_ns) // SLICE_NS],
         in_flight_expected=sum(row.latency_ns - row.lag_ns for row in sent) / window_ns if answered else None,
     )
 
@@ -147,9 +154,3 @@ def _look_through_lens(worker: WorkerRecord) -> dict[str, int] | None:
 
 def _name_failure(status: int) -> str:
     return _KINDS.get(status, f"status {status}")
-
-
-def _sample_in_flight(slices: tuple[float, ...], warm_up_ns: int, window_ns: int) -> float | None:
-    """Return the mean of the slices that lie in the window as a whole."""
-    inside = slices[-(-warm_up_ns // SLICE_NS) : (warm_up_ns + window_ns) // SLICE_NS]
-    return sum(inside) / len(inside) if inside else None

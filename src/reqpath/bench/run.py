@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+import msgspec
+
 from reqpath.bench.account import account
 from reqpath.bench.capacity import Tool, find_tool, measure_capacity
 from reqpath.bench.database import Database, start_database
@@ -29,6 +31,13 @@ from reqpath.bench.generator import Outcome, Traffic, generate
 from reqpath.bench.host import describe_host
 from reqpath.bench.load import Client, wait_for_records
 from reqpath.bench.load import Plan as Request
+from reqpath.bench.observe import (
+    Observed,
+    count_shared_processors,
+    judge_run,
+    read_counters,
+    subtract,
+)
 from reqpath.bench.plan import Cell, Plan, ScheduledRun
 from reqpath.bench.result import (
     Capacity,
@@ -37,6 +46,7 @@ from reqpath.bench.result import (
     Head,
     Journal,
     Rates,
+    Reason,
     Result,
     RunRecord,
 )
@@ -55,6 +65,8 @@ from reqpath.spool import SpoolReader
 
 #: How long the records of the last requests may take to get to the spool.
 _SETTLE_S: Final = 5.0
+#: Of the answered requests, how many may be missing in the spool.
+_MOST_LOST: Final = 0.01
 #: Of what the app wrote when it failed.
 _TOLD_LINES: Final = 20
 
@@ -114,7 +126,7 @@ def open_bench(
     environment: tuple[tuple[str, str], ...] = (),
     progress: Callable[[str], None] = lambda _what: None,
 ) -> Iterator[Bench]:
-    """Start what all runs share. `app` None takes the plan's, from the current directory, or reqpath's workloads.
+    """Start what all runs share; `app` None: the plan's, from the current directory, or the workloads'.
 
     Raises: ServerError, ConfigurationError when something is not installed or does not start.
     """
@@ -257,12 +269,13 @@ class _Session:
                 connections=plan.load.max_in_flight,
                 timeout_s=plan.load.timeout_s,
             )
-            outcome = generate(traffic, while_running=lambda: self._watch(deployment))
+            outcome, observed = self._generate(traffic, deployment)
             deployment.check_alive()
             paths = _read_recorded(deployment, outcome)
             resolution_ns = deployment.resolution_ns
         sums = account(outcome, paths, warm_up_ns=round(plan.warm_up_s * 1e9))
-        return RunRecord(
+        processors = len(os.sched_getaffinity(0))
+        record = RunRecord(
             cell=run.cell.key,
             twin=run.twin,
             block=run.block,
@@ -282,12 +295,34 @@ class _Session:
             slowest=sums.slowest,
             in_flight=sums.in_flight,
             in_flight_expected=sums.in_flight_expected,
-            listen_overflows=None,
-            steal_share=None,
-            cpu_share=None,
-            generator_share=None,
+            listen_overflows=observed.listen_overflows,
+            steal_share=observed.steal_share,
+            cpu_share=observed.cpu_share,
+            generator_share=outcome.cpu_ns / outcome.elapsed_ns / processors,
             resolution_ns=resolution_ns,
         )
+        judged = judge_run(
+            record,
+            in_flight=sums.in_flight_slices,
+            shared_processors=count_shared_processors(),
+            realtime=outcome.realtime,
+        )
+        return _judge_records(judged)
+
+    def _generate(self, traffic: Traffic, deployment: Deployment) -> tuple[Outcome, Observed]:
+        """Send the load; what the machine did is observed from the warm-up's end on, to a second."""
+        log = deployment.nginx.log_path
+        before = read_counters(log)
+        measured_s = time.monotonic() + self._plan.warm_up_s
+
+        def watch() -> None:
+            nonlocal before
+            if time.monotonic() < measured_s:
+                before = read_counters(log)
+            self._watch(deployment)
+
+        outcome = generate(traffic, while_running=watch)
+        return outcome, subtract(before, read_counters(log))
 
     def _watch(self, deployment: Deployment) -> None:
         deployment.check_alive()
@@ -317,6 +352,15 @@ def _read_recorded(deployment: Deployment, outcome: Outcome) -> dict[str, Reques
     }
     wait_for_records(deployment.spool, answered, _SETTLE_S)
     return {path.trace_id: path for path in read_paths(SpoolReader(deployment.spool))}
+
+
+def _judge_records(record: RunRecord) -> RunRecord:
+    """Call a run invalid whose tiers are known of too few of its requests to speak for all."""
+    lost = record.answered - record.whole.requests
+    if lost <= _MOST_LOST * record.answered:
+        return record
+    text = f"{lost} of {record.answered} answered requests left no record"
+    return msgspec.structs.replace(record, invalid=(*record.invalid, Reason("lost records", text)))
 
 
 def _read_configuration(cell: Cell, deployment: Deployment) -> Configuration:
