@@ -301,6 +301,14 @@ def test_cells_with_other_rates_or_saturated_in_one_result_are_not_compared() ->
     assert {None} == {shift.mean for shift in (*faster.cells, *full.cells)}
 
 
+def test_too_few_runs_give_no_verdict_between_two_results() -> None:
+    few = make_quick_plan(blocks=3)
+    comparison = compare_results(make_result(few), make_result(few, plant=lambda _: {"queue": 9_000_000}))
+    for shift in comparison.cells:
+        mean = compared(shift.mean)
+        assert (mean.outcome, mean.reason) == ("undecided", "3 valid runs are too few")
+
+
 def test_results_without_a_common_cell_are_refused() -> None:
     other: Result = make_result(make_quick_plan(workloads=["trivial"]))
     with pytest.raises(ResultError, match="no cell in common"):

@@ -215,4 +215,3 @@ class ResultComparison:
     cells: tuple[CellShift, ...]
     #: Keys of cells that only one of them has.
     alone: tuple[str, ...]
-    blocks_needed: int

@@ -404,8 +404,16 @@ def compare_results(first: Result, second: Result, *, anyway: bool = False) -> R
     tables = _Table(first), _Table(second)
     shifts = [_shift(cell, tables, len(shared)) for cell in shared]
     # There is no control: none of the runs says how much a cell differs between two benchmarks.
-    means = _decide([shift.mean for shift in shifts], len(shared), control=False)
-    slowest = _decide([shift.slowest for shift in shifts], len(shared), control=False)
+    means, slowest = (
+        [
+            one
+            and replace(
+                one, reason=f"{one.client.blocks} valid runs are too few" if one.client.p is None else ""
+            )
+            for one in _decide(metric, len(shared), control=False)
+        ]
+        for metric in ([shift.mean for shift in shifts], [shift.slowest for shift in shifts])
+    )
     return ResultComparison(
         differences=tuple(differences),
         cells=tuple(
@@ -413,7 +421,6 @@ def compare_results(first: Result, second: Result, *, anyway: bool = False) -> R
             for shift, mean, tail in zip(shifts, means, slowest, strict=True)
         ),
         alone=tuple(sorted(keys[0] ^ keys[1])),
-        blocks_needed=blocks_needed(len(shared)),
     )
 
 

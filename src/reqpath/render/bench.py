@@ -85,6 +85,11 @@ def render_comparison(comparison: ResultComparison, console: Console) -> None:
         for difference in comparison.differences
     ]
     notes += [(f"only in one result: {clean(key, 200)}", "not compared") for key in comparison.alone]
+    notes += [
+        (f"no verdict on {name_shift(shift)}", shift.mean.reason)
+        for shift in comparison.cells
+        if shift.mean is not None and shift.mean.outcome == "undecided"
+    ]
     notes.append(
         (
             "two benchmarks share no blocks",
