@@ -68,7 +68,7 @@ _SETTLE_S: Final = 5.0
 #: Of the answered requests, how many may be missing in the spool.
 _MOST_LOST: Final = 0.01
 #: Of what the app wrote when it failed.
-_TOLD_LINES: Final = 20
+_TOLD_LINES: Final = 10
 
 
 class Step(NamedTuple):
@@ -193,8 +193,8 @@ class _Session:
             self._rates = self._plan.rates(self._capacities)
             self._journal.append(Rates(self._rates))
         for run in self._runs:
-            twin = ", its twin" if run.twin else ""
-            self._begin(f"block {run.block + 1} of {self._plan.blocks}: {run.cell.key}{twin}")
+            twin = " (A/A)" if run.twin else ""
+            self._begin(f"block {run.block + 1}/{self._plan.blocks} {run.cell.key}{twin}")
             self._journal.append(self._make_run(run))
             self._took_s.append(self._end())
 

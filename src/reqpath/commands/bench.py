@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from reqpath.errors import ConfigurationError, MissingExtraError, ReqPathError
+from reqpath.errors import ConfigurationError, MissingExtraError, ReqPathError, ServerError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: What the extra `bench` brings.
 _NEEDED = ("flask", "pymysql", "numpy", "rich", "hdrh", "scipy")
 _INTERRUPTED = 130
+#: Of a dead server's log.
+_LOG_LINES = 10
 #: Options that make the plan, which a benchmark that goes on has already.
 _PLANNING = (
     "quick", "hop1", "hop2", "workers", "workload", "connection", "blocks", "seconds", "warm_up", "load",
@@ -98,13 +100,15 @@ def command(context: click.Context, /, **options: Any) -> None:
     _check_extra()
     from rich.console import Console
 
+    from reqpath.bench.result import read_result
+
     talk = Console(stderr=True)
     resumed = None
     if options["resume"] is None:
         plan = _make_plan(options)
     else:
         _refuse_planning(context)
-        resumed = _read_resumed(options["resume"])
+        resumed = read_result(options["resume"])
         plan = resumed.plan
     if options["plan_only"]:
         _show_plan(plan, as_json=options["as_json"])
@@ -225,16 +229,6 @@ def _refuse_planning(context: click.Context) -> None:
         raise click.UsageError(f"--{given[0].replace('_', '-')} can't be changed in a benchmark that goes on")
 
 
-def _read_resumed(path: str) -> Result:
-    """Return what a journal has. Raises: ConfigurationError when there is nothing to go on with."""
-    from reqpath.bench.result import read_result
-
-    result = read_result(path)
-    if result.complete:
-        raise ConfigurationError(f"{path} is complete; see it with `reqpath bench show {shlex.quote(path)}`")
-    return result
-
-
 class _Files(NamedTuple):
     output: str
     #: What there is while the benchmark runs, and after an interrupted one.
@@ -246,6 +240,8 @@ def _choose_files(output: str | None, resume: str | None, html: str | None) -> _
     """Return where things are written. Raises: ConfigurationError when there is something already."""
     if resume is not None:
         output, journal = f"{os.path.splitext(resume)[0]}.json", resume
+        if output == journal:
+            raise ConfigurationError(f"{resume} is complete: reqpath bench show {shlex.quote(resume)}")
     else:
         output = output or time.strftime("reqpath-bench-%Y%m%d-%H%M%S.json")
         journal = f"{output.removesuffix('.json')}.jsonl"
@@ -266,22 +262,29 @@ def _run(plan: Plan, files: _Files, resumed: Result | None, talk: Console, *, as
     interrupted = False
     failure: ReqPathError | None = None
     try:
-        with exit_on_signals():
-            _measure(plan, files.journal, resumed, talk)
+        if resumed is None or not resumed.complete:
+            with exit_on_signals():
+                _measure(plan, files.journal, resumed, talk)
     except KeyboardInterrupt:
         interrupted = True
+    except ServerError as error:
+        failure = _shorten(error)
     except ReqPathError as error:
         failure = error
     if os.path.exists(files.journal):
         result = read_result(files.journal)
-        if result.runs:
-            _print_verdict(result, as_json=as_json)
-            if files.html is not None:
-                _write_page(files.html, result)
-        if result.complete:
-            write_result(files.output, result)
-        if result.complete or not (result.runs or result.capacities):
-            os.unlink(files.journal)
+        try:
+            if result.complete:
+                write_result(files.output, result)
+                os.unlink(files.journal)
+            elif not result.runs and not result.capacities:
+                os.unlink(files.journal)
+            if result.runs:
+                _print_verdict(result, as_json=as_json)
+                if files.html is not None:
+                    _write_page(files.html, result)
+        except ReqPathError as error:
+            failure = failure or error
         _tell_end(result, files, talk)
     if failure is not None:
         raise failure
@@ -289,10 +292,16 @@ def _run(plan: Plan, files: _Files, resumed: Result | None, talk: Console, *, as
         sys.exit(_INTERRUPTED)
 
 
+def _shorten(error: ServerError) -> ServerError:
+    """Leave of the log what goes on a screen together with what was measured."""
+    what, _, _ = str(error).partition("\n")
+    return ServerError(what, "\n".join(error.log_tail.splitlines()[-_LOG_LINES:]))
+
+
 def _tell_end(result: Result, files: _Files, talk: Console) -> None:
     """Say where the result is, and what to do next."""
     runs, of = len(result.runs), len(result.plan.schedule())
-    if result.complete:
+    if not os.path.exists(files.journal) and result.complete:
         lines = [f"The result: {files.output}", f"Again: reqpath bench show {shlex.quote(files.output)}"]
     elif os.path.exists(files.journal):
         lines = [
