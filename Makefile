@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead collector-speed report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
+.PHONY: help demo test lint unit overhead collector-speed load-check report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -17,6 +17,7 @@ help:
 	@echo 'make unit          the tests that need no servers, in seconds'
 	@echo 'make overhead      measure what reqpath costs a request, beside OpenTelemetry'
 	@echo 'make collector-speed  measure what the collector costs, beside OpenTelemetry'
+	@echo 'make load-check    check the load generator against wrk and h2load'
 	@echo 'make report-speed  measure a report over a million requests'
 	@echo 'make clean         remove the virtual environment and caches'
 
@@ -42,6 +43,9 @@ overhead: packages-bench $(VENV)/dev.stamp
 
 collector-speed: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/collector.py $(ARGS)
+
+load-check: packages-bench $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/load.py $(ARGS)
 
 report-speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py $(ARGS)

@@ -50,9 +50,9 @@ _SWEEP_NS = 100_000_000
 _LEAD_NS = 50_000_000
 _CONNECT_S = 1.0
 _REFUSED_S = 0.01
-#: One late waking weighs as much as 19 in time, which balances where one in 20 is late.
-_FALL_NS = 200
-_RISE_NS = 19 * _FALL_NS
+#: One late waking weighs as much as 49 in time, which balances where one in 50 is late.
+_FALL_NS = 100
+_RISE_NS = 49 * _FALL_NS
 _FIRST_EARLY_NS = 50_000
 #: `select` takes no descriptor beyond 1023, and some are the process's own.
 _MOST_CONNECTIONS = 1_000
