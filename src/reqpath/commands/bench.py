@@ -211,7 +211,8 @@ def _make_plan(options: dict[str, Any]) -> Plan:
     if options["rate"] is not None:
         if options["load"] is not None:
             raise click.UsageError("--rate and --load exclude each other")
-        names = [getattr(one, "name", one) for one in chosen.get("workloads", ("point-query",))]
+        default = ("point-query",) if options["quick"] else ()
+        names = [getattr(one, "name", one) for one in chosen.get("workloads", default)]
         if len(names) != 1:
             raise click.UsageError("--rate is for a single workload; name it with --workload")
         load["rates_per_s"] = ((names[0], options["rate"]),)
