@@ -5,13 +5,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint unit overhead collector-speed load-check report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
+.PHONY: help demo bench test lint unit overhead collector-speed load-check report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo          install what is missing, run the demo (ARGS="--seconds 20 --transport tcp")'
 	@echo 'make demo JAEGER=1 the same, and have its traces in Jaeger'
+	@echo 'make bench         compare sockets and workers (ARGS=--quick: the sockets alone, minutes)'
 	@echo 'make jaeger        have a Jaeger on this machine until Ctrl-C'
 	@echo 'make test          install what is missing, lint, check types, run all tests'
 	@echo 'make unit          the tests that need no servers, in seconds'
@@ -26,6 +27,9 @@ demo: packages-demo $(VENV)/demo.stamp $(if $(JAEGER),$(VENV)/otlp.stamp)
 
 jaeger: $(VENV)/demo.stamp
 	$(BIN)/reqpath jaeger $(ARGS)
+
+bench: packages-bench $(VENV)/bench.stamp
+	$(BIN)/reqpath bench $(ARGS)
 
 test: packages-test $(VENV)/dev.stamp lint mysql jaeger-program
 	$(BIN)/python -m pytest $(ARGS)
