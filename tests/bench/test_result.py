@@ -187,3 +187,10 @@ def test_histograms_are_merged_and_nothing_has_no_percentile() -> None:
 def test_a_broken_histogram_is_told(break_it: Callable[[str], str]) -> None:
     with pytest.raises(ResultError, match="histogram in the result"):
         decode_histogram(break_it(encode_histogram(make_histogram([1_000_000]))))
+
+
+def test_a_run_that_was_made_again_does_not_stand_in_for_one_that_was_not() -> None:
+    whole = make_result(make_quick_plan(blocks=2))
+    again = replace(whole, runs=(*whole.runs[:-1], whole.runs[0]))
+    assert whole.complete
+    assert not again.complete

@@ -204,8 +204,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def complete(self) -> bool:
-        """Whether every run of the plan was made."""
-        return len(self.runs) >= self.plan.blocks * (len(self.plan.cells) + 1)
+        """Whether every run of the plan was made, once or more often."""
+        made = {(run.block, run.cell, run.twin) for run in self.runs}
+        return len(made) >= self.plan.blocks * (len(self.plan.cells) + 1)
 
 
 Entry = Head | Rates | Capacity | Configuration | RunRecord

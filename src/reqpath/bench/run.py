@@ -15,6 +15,7 @@ no process is left. With what a journal has already, `measure` goes on from ther
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 import time
@@ -192,11 +193,28 @@ class _Session:
         if not self._rates:
             self._rates = self._plan.rates(self._capacities)
             self._journal.append(Rates(self._rates))
-        for run in self._runs:
-            twin = " (A/A)" if run.twin else ""
-            self._begin(f"block {run.block + 1}/{self._plan.blocks} {run.cell.key}{twin}")
-            self._journal.append(self._make_run(run))
-            self._took_s.append(self._end())
+        for _, runs in itertools.groupby(self._runs, key=lambda run: run.block):
+            self._make_block(list(runs))
+
+    def _make_block(self, runs: list[ScheduledRun]) -> None:
+        """Make runs of one block, and once more those that are invalid.
+
+        If that is most of them it is not chance, and would be no better again.
+        """
+        failed = [run for run in runs if self._make(run)]
+        if len(failed) * 2 <= len(self._plan.cells) + 1:
+            self._steps += len(failed)
+            for run in failed:
+                self._make(run, " again")
+
+    def _make(self, run: ScheduledRun, remark: str = "") -> bool:
+        """Make a run and keep it; return whether it is invalid."""
+        twin = " (A/A)" if run.twin else ""
+        self._begin(f"block {run.block + 1}/{self._plan.blocks} {run.cell.key}{twin}{remark}")
+        record = self._make_run(run)
+        self._journal.append(record)
+        self._took_s.append(self._end())
+        return bool(record.invalid) and not record.saturated
 
     def _begin(self, what: str) -> None:
         self._what = what
@@ -212,9 +230,9 @@ class _Session:
 
     def _estimate_left_s(self) -> float:
         """Estimate from the plan, and from how long runs really took once there are some."""
-        runs = min(len(self._runs), self._steps - self._done)
         run_s = sum(self._took_s) / len(self._took_s) if self._took_s else self._plan.estimate_s(1)
         cells = len(self._to_probe) - min(self._done, len(self._to_probe))
+        runs = self._steps - self._done - cells
         cell_s = (self._plan.estimate_s() - self._plan.estimate_s(self._count_all())) / len(self._plan.cells)
         return max(0.0, runs * run_s + cells * cell_s - (time.monotonic() - self._begin_s))
 

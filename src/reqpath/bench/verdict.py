@@ -94,8 +94,8 @@ def judge(result: Result) -> Verdict:
         command=result.command,
         blocks=len({run.block for run in result.runs}),
         blocks_needed=blocks_needed(asked_in_all),
-        runs=len(result.runs),
-        valid=sum(run.is_valid for run in result.runs),
+        runs=len({_place(run) for run in result.runs}),
+        valid=len({_place(run) for run in result.runs if run.is_valid}),
         complete=result.complete,
         questions=tuple(
             replace(question, mean=whole[number + 1], slowest=slowest[number + 1], own=own[number])
@@ -492,6 +492,11 @@ def _shift_metric(
         ),
         lens=_present(part(name, "", _lens(metric, name)) for name in _LENS),
     )
+
+
+def _place(run: RunRecord) -> tuple[int, str, bool]:
+    """Return what a run has in common with the one that was made again in its place."""
+    return run.block, run.cell, run.twin
 
 
 def _is_saturated(runs: list[RunRecord]) -> bool:
