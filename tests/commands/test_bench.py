@@ -66,6 +66,19 @@ def test_levels_are_chosen(arguments: tuple[str, ...], cells: int) -> None:
     assert len(plan["cells"]) == cells
 
 
+@pytest.mark.parametrize(
+    ("processors", "arguments", "share"),
+    [(2, (), 0.35), (8, (), 0.6), (2, ("--load", "0.5"), 0.5), (8, ("--load", "0.5"), 0.5)],
+)
+def test_fewer_processors_are_sent_less_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, processors: int, arguments: tuple[str, ...], share: float
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(processors)))
+    plan = read_plan("--quick", *arguments)["plan"]
+    assert isinstance(plan, dict)
+    assert plan["load"]["share"] == share
+
+
 def test_a_rate_is_taken_in_the_place_of_the_capacity() -> None:
     plan = read_plan("--quick", "--rate", "120")["plan"]
     assert isinstance(plan, dict)

@@ -28,6 +28,7 @@ from reqpath.render.units import UNKNOWN, clean, format_duration, format_instant
 if TYPE_CHECKING:
     from reqpath.bench.figures import CellFigures, Comparison, Question, Verdict
 
+#: Units of a bar's width; the page makes it as wide as there is room.
 _BAR: Final = 640
 _EXPLANATION: Final = (
     "Differences of means over blocks, with their 95 % intervals. Found from: what would have been found "
@@ -42,15 +43,17 @@ _LENS: Final = {
 }
 _STYLE: Final = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; text-align: right; border-bottom: 1px solid #8888; }
-th, td { padding: .15rem .9rem .15rem 0; white-space: nowrap; } td { text-align: right; }
+th, td { padding: .15rem .8rem .15rem 0; } th { vertical-align: bottom; }
+td { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .dim { opacity: .6; } .different td { font-weight: 600; } tr.sum td { border-top: 1px solid #8888; }
 .tier { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
-pre { overflow-x: auto; } svg { vertical-align: middle; }
+pre { overflow-x: auto; } svg { vertical-align: middle; width: 100%; min-width: 12rem; height: 16px; }
+table.bars { display: table; width: 100%; } table.bars td:last-child { width: 60%; }
 """
 
 
@@ -231,7 +234,7 @@ def _render_bars(verdict: Verdict) -> str:
         f'<span><span class=tier style="background:{colour}"></span>{tier}</span>'
         for tier, (_, colour) in PALETTE.items()
     )
-    return f"<p>{legend}</p>\n<table>\n" + "\n".join(rows) + "\n</table>"
+    return f"<p>{legend}</p>\n<table class=bars>\n" + "\n".join(rows) + "\n</table>"
 
 
 def _render_bar(segments_ns: dict[str, float], longest_ns: float) -> str:
@@ -246,7 +249,7 @@ def _render_bar(segments_ns: dict[str, float], longest_ns: float) -> str:
             f"<title>{_text(name)}: {_text(format_duration(ns))}</title></rect>"
         )
         at += width
-    return f'<svg width="{_BAR}" height="16" role="img">{"".join(drawn)}</svg>'
+    return f'<svg viewBox="0 0 {_BAR} 16" preserveAspectRatio="none" role="img">{"".join(drawn)}</svg>'
 
 
 def _name(cell: CellFigures) -> str:
