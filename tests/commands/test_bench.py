@@ -123,6 +123,13 @@ def test_a_file_that_is_there_is_not_written_over() -> None:
     assert Path("mine.json").read_text() == "precious"
 
 
+@pytest.mark.parametrize("option", ["--output", "--html"])
+def test_a_directory_that_is_not_there_is_said_before_anything_is_measured(option: str) -> None:
+    result = run("--quick", option, "results/quick")
+    assert isinstance(result.exception, ConfigurationError)
+    assert "there is no directory for results/quick; make it" in str(result.exception)
+
+
 def make_journal(path: str, runs: int | None) -> None:
     """Write the journal of a benchmark that was ended after so many runs."""
     result = make_result(make_quick_plan(blocks=2), runs=runs)

@@ -264,6 +264,9 @@ def _choose_files(output: str | None, resume: str | None, html: str | None) -> _
             )
     if os.path.lexists(output):
         raise ConfigurationError(f"{output} is there already; name another --output")
+    for path in filter(None, (output, html)):
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            raise ConfigurationError(f"there is no directory for {path}; make it, or name another place")
     return _Files(output, journal, html)
 
 
