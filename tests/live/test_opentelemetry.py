@@ -64,6 +64,8 @@ def test_the_command_brings_both_and_there_is_one_span_of_flask(
         told = {ask(port) for _ in range(REQUESTS)}
         if instrumented:
             wait_until(lambda: len(read_spans(log)) == REQUESTS, _START_S, uwsgi)
+        # A client has its answer before the worker closes the body and writes the record.
+        wait_until(lambda: len(read_records(spool)) == REQUESTS, _START_S, uwsgi)
     assert len(told) == REQUESTS
     records = read_records(spool)
     assert len(records) == REQUESTS
