@@ -192,6 +192,7 @@ class _Link:
         "number",
         "operation",
         "port",
+        "request_ns",
         "rows",
         "socket_ns",
         "start_ns",
@@ -218,8 +219,9 @@ class _Link:
         #: What `Cursor.executemany` was given, for the `execute` inside it.
         self.batch_statement: object = None
         self.batch_total: int | None = None
-        #: The latest operation, for what is read of the reply later.
+        #: The latest operation and the request it is of, as its start, for what is read of the reply later.
         self.operation: Operation | None = None
+        self.request_ns = 0
         self.rows = 0
         # Of the opening.
         self.monotonic_ns: Callable[[], int] | None = None
@@ -289,6 +291,7 @@ def _hook_query(original: _Method, policy: _Policy) -> _Method:
                 link.rows = 0
             else:
                 result_rows = result
+            link.request_ns = base_ns
             link.operation = operation = Operation(
                 "query",
                 start_ns - base_ns,
@@ -383,6 +386,7 @@ def _end_operation(  # noqa: PLR0917 - keywords would double the price of the ca
                 fetch_ns = None
         else:
             first_byte_ns = None
+        link.request_ns = base_ns
         link.operation = Operation(
             kind,
             start_ns - base_ns,
@@ -597,7 +601,7 @@ def _stretch(
     It was fetched since `fetch_start_ns`, unless that is `_NOT_YET` or `_ASKED_FOR_FILE`.
     """
     operation = link.operation
-    if not _is_of(operation, recorder):
+    if not _is_of(operation, link, recorder):
         return
     operation.end_ns = recorder.last_ns - recorder.base_ns
     if fetch_start_ns > _NOT_YET:
@@ -609,14 +613,13 @@ def _stretch(
 def _note_rows(link: _Link, recorder: RequestRecorder) -> None:
     """Note the number of rows of an unbuffered result whose end was reached."""
     operation = link.operation
-    if operation is not None and operation.rows is None and _is_of(operation, recorder):
+    if _is_of(operation, link, recorder) and operation.rows is None:
         operation.rows = link.rows
 
 
-def _is_of(operation: Operation | None, recorder: RequestRecorder) -> TypeGuard[Operation]:
-    """Tell whether an operation is one of this request's: a connection can outlive the one it was used in."""
-    # It is nearly always the last one.
-    return any(kept is operation for kept in reversed(recorder.record.operations))
+def _is_of(operation: Operation | None, link: _Link, recorder: RequestRecorder) -> TypeGuard[Operation]:
+    """Tell whether a link's operation is of this request: a connection can outlive the one it was used in."""
+    return operation is not None and link.request_ns == recorder.base_ns
 
 
 # --- cursors ----------------------------------------------------------------------------------------------

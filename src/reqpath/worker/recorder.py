@@ -115,7 +115,7 @@ class RequestRecorder(msgspec.Struct, eq=False):
         return self.record.exclusive_ns  # type: ignore[return-value]  # unknown ones only after the end
 
     def sum_up(self) -> None:
-        """Add the time between the marks to the record's segments; to be called once, at the end."""
+        """Add the time between the marks to the record's segments; the marks stay, so it is for once."""
         marks = self.marks
         exclusive_ns: Any = self.record.exclusive_ns
         times_ns = marks[1::2]
