@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import tempfile
 import time
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from reqpath.bench.jaeger import Jaeger, find_trace_page, start_jaeger, usual_ports
-from reqpath.errors import ConfigurationError, MissingExtraError
+from reqpath.commands.shared import check_extra
+from reqpath.errors import ConfigurationError
 from reqpath.traces.jaeger import JaegerError, JaegerReader
 
 #: What the extra `otlp` brings.
@@ -69,13 +69,7 @@ def open_backend(otlp: str | None, tell: Callable[[str], None], *, jaeger: bool)
         return
     if otlp is not None and jaeger:
         raise ConfigurationError("--jaeger and --otlp exclude each other; name the Jaeger by --otlp")
-    for module in _NEEDED:
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise MissingExtraError("otlp", module)
+    check_extra("otlp", _NEEDED)
     if otlp is not None:
         yield Backend(otlp, find_trace_page(otlp))
         return

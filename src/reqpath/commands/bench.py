@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shlex
 import sys
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from reqpath.errors import ConfigurationError, MissingExtraError, ReqPathError, ServerError
+from reqpath.commands.shared import check_extra, open_console, show_start
+from reqpath.errors import ConfigurationError, ReqPathError, ServerError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +102,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    _check_extra()
+    check_extra("bench", _NEEDED)
     from rich.console import Console
 
     from reqpath.bench.result import read_result
@@ -138,7 +138,7 @@ def show(*, result: str, html: str | None, as_json: bool) -> None:
 
     RESULT is a result, or the .jsonl of a benchmark that has not ended.
     """
-    _check_extra()
+    check_extra("bench", _NEEDED)
     from reqpath.bench.result import read_result
 
     read = read_result(result)
@@ -164,7 +164,7 @@ def compare(*, first: str, second: str, anyway: bool, as_json: bool) -> None:
 
     Of different hosts or versions only with --anyway: the difference can come from those.
     """
-    _check_extra()
+    check_extra("bench", _NEEDED)
     from reqpath.bench.result import read_result
     from reqpath.bench.verdict import compare_results
 
@@ -172,16 +172,9 @@ def compare(*, first: str, second: str, anyway: bool, as_json: bool) -> None:
     if as_json:
         _print_json(comparison)
         return
-    from reqpath.commands.report import open_console
     from reqpath.render.bench import render_comparison
 
     render_comparison(comparison, open_console())
-
-
-def _check_extra() -> None:
-    for module in _NEEDED:
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError("bench", module)
 
 
 def _make_plan(options: dict[str, Any]) -> Plan:
@@ -335,7 +328,7 @@ def _measure(plan: Plan, journal_path: str, resumed: Result | None, talk: Consol
     from reqpath.bench.run import open_bench
 
     with contextlib.ExitStack() as stack:
-        with _show_start(talk) as announce:
+        with show_start(talk) as announce:
             bench = stack.enter_context(
                 open_bench(plan, command=shlex.join(["reqpath", *sys.argv[1:]]), progress=announce)
             )
@@ -361,16 +354,6 @@ def _check_same_host(resumed: Result, host: Any) -> None:
             "what was measured so far was measured elsewhere, so the rest can't be compared with it:\n"
             + "\n".join(f"  {difference}" for difference in differences)
         )
-
-
-@contextlib.contextmanager
-def _show_start(talk: Console) -> Iterator[Callable[[str], None]]:
-    """Yield what is told of each thing before it is started."""
-    if not talk.is_terminal:
-        yield lambda what: talk.print(f"starting {what}", highlight=False)
-        return
-    with talk.status("starting") as status:
-        yield lambda what: status.update(f"starting {what}")
 
 
 @contextlib.contextmanager
@@ -446,7 +429,6 @@ def _print_verdict(result: Result, *, as_json: bool) -> None:
     from reqpath.bench.verdict import judge
 
     verdict = judge(result)
-    from reqpath.commands.report import open_console
     from reqpath.render.bench import render_verdict, verdict_to_json
 
     if as_json:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reqpath.errors import ConfigurationError, MissingExtraError
+from reqpath.commands.shared import check_extra, show_start
+from reqpath.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,9 +87,7 @@ def command(
 
     The servers are private: their own ports, sockets and directories. Afterwards nothing is left of them.
     """
-    for module in _NEEDED:
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError("demo", module)
+    check_extra("demo", _NEEDED)
     from rich.console import Console
 
     from reqpath.bench.load import wait_for_records
@@ -106,7 +103,7 @@ def command(
     observations: list[Observation] = []
     with contextlib.ExitStack() as outer:
         outer.enter_context(exit_on_signals())
-        with _show_start(talk) as tell:
+        with show_start(talk) as tell:
             backend = outer.enter_context(open_backend(otlp, tell, jaeger=jaeger))
         topology = Topology(
             app=shop(),
@@ -119,7 +116,7 @@ def command(
             environment=(("REQPATH_SERVICE_NAME", _SERVICE), *(backend.environment if backend else ())),
         )
         with contextlib.ExitStack() as stack:
-            with _show_start(talk) as tell:
+            with show_start(talk) as tell:
                 deployment = stack.enter_context(start_deployment(topology, spool=spool, progress=tell))
             _describe(deployment, talk)
             interrupted = _drive(deployment, seconds, observations, talk)
@@ -156,16 +153,6 @@ def _choose_spool(directory: str) -> str:
         if os.listdir(path):
             raise ConfigurationError(f"{directory} is not empty; name a directory that is, or a new one")
     return path
-
-
-@contextlib.contextmanager
-def _show_start(talk: Console) -> Iterator[Callable[[str], None]]:
-    """Yield what is told of each server before it is started."""
-    if not talk.is_terminal:
-        yield lambda what: talk.print(f"starting {what}", highlight=False)
-        return
-    with talk.status("starting") as status:
-        yield lambda what: status.update(f"starting {what}")
 
 
 def _describe(deployment: Deployment, talk: Console) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import gc
-import io
 import json
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reqpath.collect.join import Joiner
+from reqpath.commands.shared import open_console
 from reqpath.commands.sources import Origin, Source, open_source, parse_since, source_options
 from reqpath.errors import MissingExtraError
 from reqpath.path import RequestPath
@@ -115,15 +115,6 @@ def command(
         sys.stdout.write("\n")
         return
     _print_report(breakdown, source, open_console(), filtered=keep is not None)
-
-
-def open_console() -> Console:
-    """Return the console on the standard output; a character that its encoding lacks is a question mark."""
-    from rich.console import Console
-
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    return Console()
 
 
 def _build_filter(route: str | None, since: str | None) -> Keep | None:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import click
 
-from reqpath.commands.report import open_console, show_progress
+from reqpath.commands.report import show_progress
+from reqpath.commands.shared import open_console
 from reqpath.commands.sources import Origin, open_source, source_options
 from reqpath.errors import MissingExtraError, ReqPathError
 from reqpath.path import RequestPath

@@ -1,0 +1,46 @@
+"""What several commands do alike: the extra that they need, the terminal, what is being started."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from reqpath.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def check_extra(extra: str, modules: Sequence[str]) -> None:
+    """Raises: MissingExtraError when one of the modules that an extra brings is not installed."""
+    for module in modules:
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            # A package around it is not there.
+            found = None
+        if found is None:
+            raise MissingExtraError(extra, module)
+
+
+def open_console() -> Console:
+    """Return the console on the standard output; a character that its encoding lacks is a question mark."""
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console()
+
+
+@contextlib.contextmanager
+def show_start(talk: Console) -> Iterator[Callable[[str], None]]:
+    """Yield what is told of each thing before it is started."""
+    if not talk.is_terminal:
+        yield lambda what: talk.print(f"starting {what}", highlight=False)
+        return
+    with talk.status("starting") as status:
+        yield lambda what: status.update(f"starting {what}")
