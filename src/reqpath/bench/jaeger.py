@@ -4,7 +4,7 @@ The layer below is `process`. Example::
 
     with start_jaeger("/tmp/run") as jaeger:
         export(jaeger.otlp_http)                     # http://127.0.0.1:41877
-        print(jaeger.url)    # http://127.0.0.1:41873
+        print(jaeger.trace_url("4bf92f3577b34da6…")) # http://127.0.0.1:41873/trace/4bf92f3577b34da6…
 
 What is started keeps its traces in memory and listens on 127.0.0.1 only.
 """
@@ -126,6 +126,10 @@ class Jaeger:
     has_ui: bool
     #: None for one that ran already.
     process: Process | None = None
+
+    def trace_url(self, trace_id: str) -> str:
+        """Return the address of a trace's page."""
+        return f"{self.url}/trace/{trace_id}"
 
 
 def jaeger_program_path() -> str:
