@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from reqpath.instants import find_first_ns
 from reqpath.path import RequestPath
 from reqpath.record import NginxRecord, WorkerRecord
 
@@ -90,7 +91,7 @@ def bound_offset(worker: WorkerRecord, nginx: NginxRecord | None) -> ClockOffset
             if attempt.header_ns is not None and attempt.status == worker.status:
                 lower_ns = worker.app_start_ns + answered_ns - nginx.end_ns - 2 * resolution_ns
     if handed_ns is not None:
-        upper_ns = _first_ns(worker) + _UWSGI_RESOLUTION_NS - handed_ns
+        upper_ns = find_first_ns(worker) + _UWSGI_RESOLUTION_NS - handed_ns
     return ClockOffset(lower_ns, upper_ns)
 
 
@@ -196,12 +197,6 @@ class _Window:
         for _slot, bounds in self._slots:
             offset = offset.narrow(bounds)
         return offset
-
-
-def _first_ns(worker: WorkerRecord) -> int:
-    """Return the worker's earliest stamp."""
-    stamps_ns = (worker.accept_ns, worker.parsed_ns, worker.app_start_ns)
-    return min(stamp_ns for stamp_ns in stamps_ns if stamp_ns is not None)
 
 
 def _shift_worker(worker: WorkerRecord, shift_ns: int) -> WorkerRecord:

@@ -21,7 +21,7 @@ process has made follow from the path's own, so the same path always gives the s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -34,6 +34,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 import reqpath
 from reqpath import conventions as names
 from reqpath.collect.clocks import ClockOffset, bound_offset, shift_nginx
+from reqpath.instants import find_end_ns, find_first_ns, find_templates
 from reqpath.path import METHODS, RequestPath
 from reqpath.record import (
     AppSpan,
@@ -44,7 +45,7 @@ from reqpath.record import (
     WorkerRecord,
     WriterInfo,
 )
-from reqpath.tiers import INDEX, WORKER_SEGMENTS, Timing
+from reqpath.tiers import INDEX, Timing
 
 _Attributes = dict[str, Any]
 
@@ -58,8 +59,6 @@ _MS: Final = 1_000_000
 #: An app can give its events any instant; readers take 63 bits.
 _LATEST_NS: Final = (1 << 63) - 1
 
-_TEMPLATE: Final = WORKER_SEGMENTS.index("flask.template")
-_MYSQL: Final = frozenset(i for i, name in enumerate(WORKER_SEGMENTS) if name.startswith("mysql."))
 _WORKER_SEGMENT_KEYS: Final = names.SEGMENT_KEYS[INDEX["flask.middleware"] : INDEX["uwsgi.send"] + 1]
 _SEND: Final = INDEX["uwsgi.send"]
 _QUEUE: Final = INDEX["queue"]
@@ -197,8 +196,8 @@ class _Builder:
         stamps_ns = [ns for ns in (worker.nginx_start_ns, worker.nginx_pass_ns) if ns is not None]
         passed_ns = None
         if stamps_ns:
-            end_ns = _end_ns(worker)
-            begin_ns = min(*stamps_ns, _first_ns(worker))
+            end_ns = find_end_ns(worker)
+            begin_ns = min(*stamps_ns, find_first_ns(worker))
             passed_ns = begin_ns if worker.nginx_pass_ns is None else worker.nginx_pass_ns
             self._seed(worker.span_id)
             parent = self._add(
@@ -229,7 +228,7 @@ class _Builder:
         """Build the spans from the queue inwards; `facts` None: of a worker that nginx gave up."""
         self._seed(worker.span_id)
         info = self._path.info if facts is not None else None
-        first_ns, end_ns = _first_ns(worker), _end_ns(worker)
+        first_ns, end_ns = find_first_ns(worker), find_end_ns(worker)
         app_start_ns = worker.app_start_ns
         segments = self._timing.segments
         uwsgi = _build_resource(self._service + names.UWSGI_SUFFIX, info)
@@ -300,7 +299,7 @@ class _Builder:
         request_start_ns = app_start_ns
         if app_span is not None and app_span.start_ns < 0:
             # The SDK's instrumentation is around reqpath's.
-            request_start_ns += max(app_span.start_ns, _first_ns(worker) - app_start_ns)
+            request_start_ns += max(app_span.start_ns, find_first_ns(worker) - app_start_ns)
             attributes[names.APP_START] = app_start_ns - request_start_ns
         request = self._add(
             names.CALL if app_span else worker.span_name or names.name_request(worker.method, worker.route),
@@ -334,8 +333,7 @@ class _Builder:
             )
             frames.append((start_ns, until_ns, view))
         around = tuple(frames)
-        for number, (begin, end) in enumerate(_find_templates(worker.timeline)):
-            start_ns, until_ns = app_start_ns + begin, app_start_ns + end
+        for number, (start_ns, until_ns) in enumerate(find_templates(worker)):
             template = self._add(
                 "template",
                 self._new(names.FIRST_TEMPLATE + number),
@@ -506,7 +504,7 @@ def _place_attempts(path: RequestPath) -> list[_Placed]:
     cursor_ns = nginx.end_ns - sum(times_ns)
     stamps: tuple[int | None, ...] = (nginx.start_ns, nginx.pass_ns)
     if worker is not None:
-        cursor_ns = min(cursor_ns, _first_ns(worker))
+        cursor_ns = min(cursor_ns, find_first_ns(worker))
         stamps = (nginx.start_ns, worker.nginx_start_ns, nginx.pass_ns, worker.nginx_pass_ns)
     for stamp_ns in stamps:
         cursor_ns = cursor_ns if stamp_ns is None else stamp_ns
@@ -518,7 +516,7 @@ def _place_attempts(path: RequestPath) -> list[_Placed]:
     tolerance_ns = (len(attempts) + 1) * _MS
     last = len(attempts) - 1
     for record in () if worker is None else (worker, *reversed(path.retried)):
-        first_ns = _first_ns(record) + tolerance_ns
+        first_ns = find_first_ns(record) + tolerance_ns
         last = max((i for i in range(last + 1) if starts_ns[i] <= first_ns), default=0)
         workers[last].insert(0, record)
         # Each attempt has a worker of its own, as far as there are so many.
@@ -528,48 +526,11 @@ def _place_attempts(path: RequestPath) -> list[_Placed]:
         end_ns = min(starts_ns[i + 1], nginx.end_ns)
         if i == len(attempts) - 1 and attempt.response_ns is None:
             end_ns = nginx.end_ns
-        start_ns = min((starts_ns[i], end_ns, *map(_first_ns, workers[i])))
+        start_ns = min((starts_ns[i], end_ns, *map(find_first_ns, workers[i])))
         placed.append(
-            _Placed(attempt, start_ns, max((start_ns + 1, end_ns, *map(_end_ns, workers[i]))), workers[i])
+            _Placed(attempt, start_ns, max((start_ns + 1, end_ns, *map(find_end_ns, workers[i]))), workers[i])
         )
     return placed
-
-
-def _first_ns(worker: WorkerRecord) -> int:
-    """Return when the worker's side had the request: accepted, else parsed, else the app entered."""
-    app_start_ns = worker.app_start_ns
-    accept_ns, parsed_ns = worker.accept_ns, worker.parsed_ns
-    return min(
-        app_start_ns if accept_ns is None else accept_ns,
-        app_start_ns if parsed_ns is None else parsed_ns,
-        app_start_ns,
-    )
-
-
-def _end_ns(worker: WorkerRecord) -> int:
-    """Return the end of the worker's spans: when the body was closed, or the last that is known."""
-    end_ns = worker.closed_offset_ns
-    if end_ns is None:
-        end_ns = sum(filter(None, worker.exclusive_ns))
-    for operation in worker.operations:
-        end_ns = max(end_ns, operation.end_ns)
-    if worker.timeline:
-        end_ns = max(end_ns, worker.timeline[-1])
-    return worker.app_start_ns + max(end_ns, worker.view_end_offset_ns or 0)
-
-
-def _find_templates(timeline: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield from when to when templates were rendered, the database calls in them included."""
-    start_ns = None
-    for segment, at_ns in zip(timeline[::2], timeline[1::2], strict=True):
-        if segment == _TEMPLATE:
-            if start_ns is None:
-                start_ns = at_ns
-        elif start_ns is not None and segment not in _MYSQL:
-            yield start_ns, at_ns
-            start_ns = None
-    if start_ns is not None:
-        yield start_ns, timeline[-1]
 
 
 def _innermost(frames: Sequence[tuple[int, int, SpanContext]], start_ns: int, end_ns: int) -> SpanContext:

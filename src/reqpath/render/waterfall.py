@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from reqpath.analyse.figures import resolution_of
+from reqpath.instants import place_segments
 from reqpath.path import RequestPath
 from reqpath.record import AttributeValue, NginxRecord, Operation, WorkerRecord, operation_time_ns
 from reqpath.render.layout import build_notes, stack_sections
@@ -76,44 +77,38 @@ def build_waterfall(path: RequestPath, width: int, *, colour: bool) -> Renderabl
 
 def place_rows(path: RequestPath) -> list[Row]:
     """Return the rows in the order of time: segments between stamps, the worker's frames, the operations."""
-    timing, worker = path.timing, path.worker
-    begin_ns = timing.start_ns
-    rows: list[Row] = []
-    nginx_ns, uwsgi_ns = timing.resolution_ns, 1_000
-
-    def add(name: str, start_ns: int | None, resolution_ns: int) -> None:
-        segment, value = SEGMENTS[INDEX[name]], timing.segments[INDEX[name]]
-        if value is not None and start_ns is not None and (value or name in ("queue", "nginx.receive")):
-            offset_ns = max(0, start_ns - begin_ns)
-            rows.append(Row(name, segment.tier, offset_ns, offset_ns + value, value, resolution_ns))
-
-    add("nginx.receive", begin_ns, nginx_ns)
+    begin_ns, worker = path.timing.start_ns, path.worker
+    rows = [
+        Row(
+            each.segment,
+            SEGMENTS[INDEX[each.segment]].tier,
+            each.start_ns - begin_ns,
+            each.start_ns - begin_ns + each.duration_ns,
+            each.duration_ns,
+            each.resolution_ns,
+        )
+        for each in place_segments(path)
+        if each.duration_ns or each.segment in ("queue", "nginx.receive")
+    ]
     if worker is None:
-        add("nginx.local", begin_ns, nginx_ns)
-        pass_ns = path.nginx.pass_ns if path.nginx is not None else None
-        add("nginx.upstream", begin_ns if pass_ns is None else pass_ns, _MS)
         return rows
-    pass_ns = worker.nginx_pass_ns
-    if pass_ns is None and path.nginx is not None:
-        pass_ns = path.nginx.pass_ns
-    add("nginx.upstream", pass_ns, _MS)
-    if pass_ns is not None:
-        add("queue", pass_ns + (timing.segments[INDEX["nginx.upstream"]] or 0), nginx_ns)
-    add("uwsgi.read", worker.accept_ns, uwsgi_ns)
-    add("uwsgi.gil", worker.parsed_ns, uwsgi_ns)
     app_ns = worker.app_start_ns - begin_ns
     worker_ns = sum(filter(None, worker.exclusive_ns))
     end_ns = app_ns + (worker_ns if worker.closed_offset_ns is None else worker.closed_offset_ns)
-    rows.append(Row("worker", "", app_ns, end_ns, end_ns - app_ns, 1))
     inner: list[Row] = []
     view_ns, view_end_ns = worker.view_start_offset_ns, worker.view_end_offset_ns
     if view_ns is not None and view_end_ns is not None:
         inner.append(Row("  view", "", app_ns + view_ns, app_ns + view_end_ns, view_end_ns - view_ns, 1))
     inner += [_place_operation(operation, app_ns) for operation in worker.operations[:MAX_OPERATIONS]]
-    rows += sorted(inner, key=lambda row: row.start_ns)
-    if worker.closed_offset_ns is not None:
-        add("nginx.send", worker.app_start_ns + worker.closed_offset_ns, nginx_ns)
-    return rows
+    inner.sort(key=lambda row: row.start_ns)
+    # What nginx does after the worker is the last.
+    last = len(rows) - 1 if rows and rows[-1].label == "nginx.send" else len(rows)
+    return [
+        *rows[:last],
+        Row("worker", "", app_ns, end_ns, end_ns - app_ns, 1),
+        *inner,
+        *rows[last:],
+    ]
 
 
 def _place_operation(operation: Operation, app_ns: int) -> Row:
