@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reqpath.collect.nginx import Rejection, parse_attempts, parse_line
+from reqpath.collect.nginx import Rejection, _parse_any, _parse_usual, parse_attempts, parse_line
 from reqpath.record import Attempt, NginxRecord, decode_record, encode
 from tests.collect.lines import FIELDS, SPAN_ID, TRACE_ID, build_line
 
@@ -31,6 +31,7 @@ _GARBAGE = (
     "é" * 3000,
     "%",
 )
+_FINE = {"start": "1795457262.420101", "pass": "1795457262.420202", "end": "1795457262.447303"}
 _FIELD = st.sampled_from(sorted(FIELDS))
 _TEXT = st.text(max_size=40) | st.text("-0123456789abcdef., :", max_size=40)
 #: The machine may be busy, which is no fault of the parser.
@@ -233,6 +234,34 @@ def test_any_values_are_a_record_that_can_be_kept_or_a_rejection(
     record = parse_line(line)
     if isinstance(record, NginxRecord):
         assert record == decode_record(encode(record))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        _FINE,
+        _FINE | {"start": FIELDS["start"]},
+        {"upstream": ""},
+        _FINE | {"upstream": ""},
+        {"sent": "0"},
+    ],
+)
+def test_the_short_way_takes_what_nginx_usually_sends(changes: dict[str, str]) -> None:
+    line = build_line(**changes)
+    assert _parse_usual(line.decode()) == _parse_any(line)
+
+
+@_patient
+@given(
+    st.dictionaries(_FIELD, _TEXT | st.sampled_from(_GARBAGE) | st.sampled_from(sorted(FIELDS.values()))),
+    st.booleans(),
+    st.sampled_from(["", "\n", "\0", "}", "x"]),
+)
+def test_the_short_way_gives_what_the_long_one_does(changes: dict[str, str], fine: bool, end: str) -> None:
+    line = build_line(**(FIELDS | (_FINE if fine else {}) | changes)) + end.encode()
+    usual = _parse_usual(line.decode("utf-8", "replace"))
+    assert usual is None or usual == _parse_any(line)
 
 
 @_patient

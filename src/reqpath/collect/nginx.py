@@ -64,6 +64,7 @@ class _Line(msgspec.Struct, gc=False):
 
 
 _decode: Final = msgspec.json.Decoder(_Line).decode
+_decode_part: Final = msgspec.json.Decoder(dict[str, str]).decode
 
 #: Years 2000 to 2200; beyond, a stamp is garbage and its ns don't fit into 64 bits.
 _EARLIEST_NS: Final = 946_684_800 * 1_000_000_000
@@ -73,6 +74,27 @@ _LONGEST_NS: Final = 7 * 86_400 * 1_000_000_000
 
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}", re.ASCII)
 _SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}", re.ASCII)
+#: Of the usual line: a value that is ASCII and had nothing to escape, a path that is to stay as it is, and an
+#: instant of nginx's, good to 1 ms or 1 µs, of the years to 2191.
+_VALUE: Final = r"[ !#-\[\]-~]*"
+_PATH: Final = r"[ !#$&->@-\[\]-~]{0,1024}"
+_INSTANT: Final = r"[1-6]\d{9}\.\d{3}(?:\d{3})?"
+#: The line as the `log_format` has it. Neighbours that are the same in many lines are one group.
+_USUAL: Final = re.compile(
+    r'\{"trace":"((?!0{32})[0-9a-f]{32})","span":"((?!0{16})[0-9a-f]{16})",'
+    rf'("parent":"{_VALUE}","flags":"{_VALUE}"),'
+    rf'"start":"({_INSTANT}(?:-\d{{1,5}}\.\d{{3}})?)","pass":"({_INSTANT})","end":"({_INSTANT})",'
+    rf'("status":"{_VALUE}","method":"{_VALUE}","host":"{_VALUE}"),"path":"({_PATH})",'
+    rf'("protocol":"{_VALUE}","scheme":"{_VALUE}","client":"{_VALUE}","agent":"{_VALUE}"),'
+    r'"received":"(\d{1,18})","sent":"(\d{1,18})",'
+    rf'("cache":"{_VALUE}","upstream":"{_VALUE}","upstream_status":"{_VALUE}",'
+    rf'"connect":"{_VALUE}","header":"{_VALUE}","response":"{_VALUE}")\}}[\r\n\0 ]*',
+    re.ASCII,
+)
+#: Start, passing on and end of a request, and the resolution of the coarsest, all ns.
+_Stamps = tuple[int | None, int | None, int, int]
+#: Characters of an instant that is good to 1 µs.
+_FINE: Final = 17
 _NUMBER: Final = re.compile(r"\d{1,18}", re.ASCII)
 _EVEN: Final = frozenset("02468ace")
 _STATUS: Final = re.compile(r"[1-9]\d\d", re.ASCII)
@@ -88,6 +110,84 @@ _MAX_TEXT: Final = 1024
 
 def parse_line(line: bytes) -> NginxRecord | Rejection:
     """Parse one log line, with syslog's header or without; raises nothing, whatever the bytes."""
+    try:
+        usual = _parse_usual(line.decode("ascii"))
+    except UnicodeDecodeError:
+        usual = None
+    return usual or _parse_any(line)
+
+
+def _parse_usual(text: str) -> NginxRecord | None:
+    """Parse a line that has all that our `log_format` says, and nothing odd; None for any other.
+
+    Nearly every line is one, and takes less than half of the time that `_parse_any` does for the same record.
+    """
+    match = _USUAL.fullmatch(text, text.find("{"))
+    if match is None:
+        return None
+    trace_id, span_id, caller, start, passed, end, request, path, client, received, sent, upstream = (
+        match.groups()
+    )
+    cache_status, attempts = _read_upstream(upstream)
+    passed = passed if attempts else ""
+    stamps = _parse_fine_stamps(start, passed, end) or _parse_stamps(start, passed, end)
+    if stamps is None:
+        return None
+    start_ns, pass_ns, end_ns, resolution_ns = stamps
+    parent_id, sampled = _read_caller(caller)
+    status, method, host = _read_request(request)
+    return NginxRecord(
+        trace_id,
+        span_id,
+        end_ns,
+        0,
+        parent_id,
+        start_ns,
+        pass_ns,
+        resolution_ns,
+        status,
+        method,
+        path,
+        host,
+        int(received),
+        int(sent),
+        list(attempts),
+        cache_status,
+        sampled,
+        *_read_client(client),
+    )
+
+
+@lru_cache(_REMEMBERED)
+def _read_caller(part: str) -> tuple[str, bool]:
+    """Return the parent's id and whether the trace is sampled, of `"parent":"…","flags":"…"`."""
+    fields = _decode_part(f"{{{part}}}")
+    return _parse_parent(fields["parent"]), _is_sampled(fields["flags"])
+
+
+@lru_cache(_REMEMBERED)
+def _read_request(part: str) -> tuple[int | None, str, str | None]:
+    """Return status, method and host, of `"status":"…","method":"…","host":"…"`."""
+    fields = _decode_part(f"{{{part}}}")
+    return _parse_status(fields["status"]), _parse_text(fields["method"]) or "", _parse_text(fields["host"])
+
+
+@lru_cache(_REMEMBERED)
+def _read_client(part: str) -> tuple[str | None, str | None, str | None, str | None]:
+    """Return protocol, scheme, address and user agent, of `"protocol":"…",…,"agent":"…"`."""
+    protocol, scheme, address, agent = map(_parse_text, _decode_part(f"{{{part}}}").values())
+    return protocol, scheme, address, agent
+
+
+@lru_cache(_REMEMBERED)
+def _read_upstream(part: str) -> tuple[str | None, tuple[Attempt, ...]]:
+    """Return the cache's status and the attempts, of `"cache":"…","upstream":"…",…,"response":"…"`."""
+    cache_status, *lists = _decode_part(f"{{{part}}}").values()
+    return _parse_text(cache_status), tuple(parse_attempts(*lists))
+
+
+def _parse_any(line: bytes) -> NginxRecord | Rejection:
+    """Parse a line whatever is in it."""
     start = line.find(b"{")
     if start < 0:
         return Rejection.FORMAT
@@ -108,28 +208,19 @@ def parse_line(line: bytes) -> NginxRecord | Rejection:
 def _build_record(fields: _Line) -> NginxRecord | Rejection:
     if not (_TRACE_ID.fullmatch(fields.trace) and _SPAN_ID.fullmatch(fields.span)):
         return Rejection.IDS
-    end = parse_seconds(fields.end)
-    if end is None or not _EARLIEST_NS <= end[0] <= _LATEST_NS:
-        return Rejection.END
-    end_ns, resolution_ns = end
-    start_ns = pass_ns = None
-    start = parse_nginx_stamp(fields.start)
-    if start is not None and abs(end_ns - start[0]) <= _LONGEST_NS:
-        start_ns = start[0]
-        resolution_ns = max(resolution_ns, start[1])
     attempts = parse_attempts(
         fields.upstream, fields.upstream_status, fields.connect, fields.header, fields.response
     )
     # Where no upstream request was built, the variable is first read by the log.
-    passed = parse_nginx_stamp(fields.passed) if attempts else None
-    if passed is not None and abs(end_ns - passed[0]) <= _LONGEST_NS:
-        pass_ns = passed[0]
-        resolution_ns = max(resolution_ns, passed[1])
+    stamps = _parse_stamps(fields.start, fields.passed if attempts else "", fields.end)
+    if stamps is None:
+        return Rejection.END
+    start_ns, pass_ns, end_ns, resolution_ns = stamps
     return NginxRecord(
         trace_id=fields.trace,
         span_id=fields.span,
         end_ns=end_ns,
-        parent_id=fields.parent if _SPAN_ID.fullmatch(fields.parent) else "",
+        parent_id=_parse_parent(fields.parent),
         start_ns=start_ns,
         pass_ns=pass_ns,
         resolution_ns=resolution_ns,
@@ -141,13 +232,42 @@ def _build_record(fields: _Line) -> NginxRecord | Rejection:
         response_bytes=_parse_number(fields.sent),
         attempts=attempts,
         cache_status=_parse_text(fields.cache),
-        # The last bit of the flags.
-        sampled=fields.flags[-1:] not in _EVEN,
+        sampled=_is_sampled(fields.flags),
         protocol=_parse_text(fields.protocol),
         scheme=_parse_text(fields.scheme),
         client_address=_parse_text(fields.client),
         user_agent=_parse_text(fields.agent),
     )
+
+
+def _parse_fine_stamps(start: str, passed: str, end: str) -> _Stamps | None:
+    """Parse three that are of the form of `_INSTANT` and all good to 1 µs; None when they are not."""
+    if not len(start) == len(passed) == len(end) == _FINE:
+        return None
+    start_ns = int(start.replace(".", "")) * 1_000
+    pass_ns = int(passed.replace(".", "")) * 1_000
+    end_ns = int(end.replace(".", "")) * 1_000
+    if abs(end_ns - start_ns) > _LONGEST_NS or abs(end_ns - pass_ns) > _LONGEST_NS:
+        return None
+    return start_ns, pass_ns, end_ns, 1_000
+
+
+def _parse_stamps(start: str, passed: str, end: str) -> _Stamps | None:
+    """Parse the three into instants, and the coarsest's resolution; None when the request has no end."""
+    end_stamp = parse_seconds(end)
+    if end_stamp is None or not _EARLIEST_NS <= end_stamp[0] <= _LATEST_NS:
+        return None
+    end_ns, resolution_ns = end_stamp
+    start_ns = pass_ns = None
+    stamp = parse_nginx_stamp(start)
+    if stamp is not None and abs(end_ns - stamp[0]) <= _LONGEST_NS:
+        start_ns = stamp[0]
+        resolution_ns = max(resolution_ns, stamp[1])
+    stamp = parse_nginx_stamp(passed)
+    if stamp is not None and abs(end_ns - stamp[0]) <= _LONGEST_NS:
+        pass_ns = stamp[0]
+        resolution_ns = max(resolution_ns, stamp[1])
+    return start_ns, pass_ns, end_ns, resolution_ns
 
 
 def parse_attempts(
@@ -206,6 +326,15 @@ def _parse_duration(text: str) -> int | None:
 @lru_cache(_REMEMBERED)
 def _parse_status(text: str) -> int | None:
     return int(text) if _STATUS.fullmatch(text) else None
+
+
+def _parse_parent(text: str) -> str:
+    return text if _SPAN_ID.fullmatch(text) else ""
+
+
+def _is_sampled(flags: str) -> bool:
+    """Tell by the last bit of the flags."""
+    return flags[-1:] not in _EVEN
 
 
 def _parse_number(text: str) -> int | None:
