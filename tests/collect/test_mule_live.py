@@ -30,6 +30,7 @@ from tests.collect.lines import build_numbered_line
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
 _START_S = 20.0
+_WORKERS = 2
 _SPAWNED = re.compile(r"spawned uWSGI mule 1 \(pid: (\d+)\)")
 
 
@@ -69,6 +70,15 @@ class Server:
     def wait_for(self, ready: Callable[[], bool]) -> None:
         wait_until(ready, _START_S, self.process)
 
+    def wait_for_workers(self, *, reloads: int = 0) -> None:
+        """Wait until each worker takes requests; before that it does not heed what the master tells it."""
+        self.wait_for(lambda: self.log.count("(accepting)") >= _WORKERS * (reloads + 1) and self.answers())
+
+    def wait_for_mules(self, started: int) -> None:
+        """Wait until so many mules have been started; the master says so only after one may be at work."""
+        self.wait_for(lambda: len(self.mule_pids()) >= started)
+        assert len(self.mule_pids()) == started
+
     def answers(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=5) as response:
@@ -95,7 +105,9 @@ def _start(*lines: str, unix: bool = False, lazy_apps: bool = False) -> Iterator
                     render_uwsgi(listen=listen, spool=spool, lazy_apps=lazy_apps),
                     f"http-socket = 127.0.0.1:{port}",
                     f"wsgi-file = {Path(__file__).with_name('echo_app.py')}",
-                    "processes = 2",
+                    f"processes = {_WORKERS}",
+                    # uWSGI says that it runs this, once for each worker.
+                    "hook-accepting = print:",
                     "disable-logging = true",
                     *_virtual_environment(uwsgi),
                     *lines,
@@ -114,12 +126,8 @@ def _start(*lines: str, unix: bool = False, lazy_apps: bool = False) -> Iterator
             environment=environment,
         ) as process:
             server = Server(process, port, parse_listen(listen), spool)
-            server.wait_for(lambda: bool(server.mule_pids()))
-            # A worker that is not up yet has no handler for the signals that the tests send; with lazy-apps
-            # each loads the app by itself, and one may answer while the other is at it.
-            loaded = 2 if lazy_apps else 1
-            server.wait_for(lambda: server.log.count("WSGI app 0 ") >= loaded)
-            server.wait_for(lambda: all(server.answers() for _ in range(8)))
+            server.wait_for_workers()
+            server.wait_for_mules(1)
             yield server
 
 
@@ -128,6 +136,11 @@ def _virtual_environment(uwsgi: str) -> list[str]:
         is_script = file.read(2) == b"#!"
     # At SIGHUP pyuwsgi runs the interpreter behind the links, which knows no virtual environment.
     return [f"binary-path = {sys.executable}"] if is_script else [f"virtualenv = {sys.prefix}"]
+
+
+def _read_state(pid: int) -> str:
+    """Return the letter of a process's state. Source: proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize("unix", [False, True])
@@ -152,46 +165,56 @@ def test_a_killed_mule_is_started_anew_and_the_kernel_keeps_its_lines() -> None:
         # The master looks after its mules once a second.
         server.send(*range(2, 50))
         server.wait_for(lambda: server.recorded() == [*range(1, 50)])
-        assert len(server.mule_pids()) == 2
+        server.wait_for_mules(2)
 
 
 def test_a_mule_that_is_told_to_end_ends_and_is_started_anew() -> None:
     with _start() as server:
         server.send(1)
-        os.kill(server.mule_pids()[0], signal.SIGTERM)
-        server.wait_for(lambda: len(server.mule_pids()) == 2)
+        # Before its first line it may have no handlers yet: uWSGI's or the master's would take the signal.
+        server.wait_for(lambda: server.recorded() == [1])
         server.send(2)
-        server.wait_for(lambda: server.recorded() == [1, 2])
+        os.kill(server.mule_pids()[0], signal.SIGTERM)
+        server.wait_for_mules(2)
+        server.send(3)
+        server.wait_for(lambda: server.recorded() == [1, 2, 3])
 
 
 @pytest.mark.parametrize("unix", [False, True])
 def test_a_reload_starts_a_new_mule_on_the_same_address(unix: bool) -> None:
     with _start(unix=unix) as server:
         server.send(1)
+        server.wait_for(lambda: server.recorded() == [1])
+        server.send(2)
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for(lambda: len(server.mule_pids()) == 2 and server.answers())
-        server.send(2, 3)
-        server.wait_for(lambda: server.recorded() == [1, 2, 3])
+        server.wait_for_mules(2)
+        server.wait_for_workers(reloads=1)
+        server.send(3, 4)
+        server.wait_for(lambda: server.recorded() == [1, 2, 3, 4])
         assert "ModuleNotFoundError" not in server.log
 
 
 def test_with_lazy_apps_it_is_the_same() -> None:
     with _start("lazy-apps = true", lazy_apps=True) as server:
         server.send(1)
-        server.process.send_signal(signal.SIGHUP)
-        server.wait_for(lambda: len(server.mule_pids()) == 2 and server.answers())
+        server.wait_for(lambda: server.recorded() == [1])
         server.send(2)
-        server.wait_for(lambda: server.recorded() == [1, 2])
-        os.kill(server.mule_pids()[-1], signal.SIGKILL)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_mules(2)
+        server.wait_for_workers(reloads=1)
         server.send(3)
         server.wait_for(lambda: server.recorded() == [1, 2, 3])
-        assert len(server.mule_pids()) == 3
+        os.kill(server.mule_pids()[-1], signal.SIGKILL)
+        server.send(4)
+        server.wait_for(lambda: server.recorded() == [1, 2, 3, 4])
+        server.wait_for_mules(3)
         assert not {"Traceback", "Segmentation"} & set(server.log.split())
 
 
 def test_the_workers_have_no_socket_of_the_collectors() -> None:
     with _start() as server:
-        server.wait_for(server.answers)
+        server.send(1)
+        server.wait_for(lambda: server.recorded() == [1])
         workers = [int(pid) for pid in re.findall(r"spawned uWSGI worker \d \(pid: (\d+)", server.log)]
         (mule,) = server.mule_pids()
         with open("/proc/net/udp", encoding="ascii") as table:
@@ -262,8 +285,12 @@ def test_a_checkpoint_that_cannot_be_read_is_said_once_and_lines_are_collected()
     ):
         server.send(1)
         server.wait_for(lambda: backend.arrivals().total() == 1)
+        (mule,) = server.mule_pids()
+        # Stopped, it writes no other checkpoint in the garbage's place.
+        os.kill(mule, signal.SIGSTOP)
+        server.wait_for(lambda: _read_state(mule) == "T")
         Path(server.spool, NAME).write_bytes(b"garbage")
-        os.kill(server.mule_pids()[0], signal.SIGKILL)
+        os.kill(mule, signal.SIGKILL)
         server.wait_for(lambda: "not exporting: " in server.log)
         server.send(2)
         server.wait_for(lambda: server.recorded() == [1, 2])
