@@ -66,7 +66,7 @@ def build_report(breakdown: Breakdown, width: int, *, colour: bool, rows: int = 
         _build_statements(breakdown, width, rows),
         _build_slowest(breakdown, width),
         _build_workers(breakdown),
-        _build_notes(breakdown),
+        build_notes(list_notes(breakdown)),
     ]
     return stack_sections(sections, width)
 
@@ -148,11 +148,11 @@ def _build_head(breakdown: Breakdown) -> RenderableType:
         latency.append(f"{format_duration(ns, resolution_ns)}   ")
     latency.rstrip()
     lines: list[RenderableType] = [line, "", Text(render_sentence(breakdown), style="bold"), "", latency]
-    left_out = _describe_left_out(whole)
-    return Group(*lines, *([left_out] if left_out else []))
+    left_out = describe_left_out(whole)
+    return Group(*lines, *([Text(left_out, style=_DIM)] if left_out else []))
 
 
-def _describe_left_out(whole: figures.Group) -> Text | None:
+def describe_left_out(whole: figures.Group) -> str | None:
     """Say which ends of the requests the totals don't have, in more than half of them."""
     missing = {stamp for stamp, count in whole.missing_stamps.items() if count * 2 > whole.requests}
     if not missing & {"nginx_start", "nginx_end"}:
@@ -162,7 +162,7 @@ def _describe_left_out(whole: figures.Group) -> Text | None:
         first = "the app's start" if "accept" in missing else "uWSGI's accept"
     if "nginx_end" in missing:
         last = "the body's end"
-    return Text(f"From {first} to {last}: the client waited longer, see what is missing.", style=_DIM)
+    return f"From {first} to {last}: the client waited longer, see what is missing."
 
 
 def _build_bars(whole: figures.Group, width: int, *, colour: bool) -> RenderableType | None:
@@ -379,8 +379,8 @@ def _build_workers(breakdown: Breakdown) -> RenderableType | None:
     return lines
 
 
-def _build_notes(breakdown: Breakdown) -> RenderableType | None:
-    """What is missing, not believed, contradictory or lost, each with what to do or what was done."""
+def list_notes(breakdown: Breakdown) -> list[tuple[str, str]]:
+    """List what is missing, not believed, contradictory or lost, each with what to do or what was done."""
     whole = breakdown.whole
     notes: list[tuple[str, str]] = []
     by_hint: dict[str, list[str]] = {}
@@ -419,7 +419,7 @@ def _build_notes(breakdown: Breakdown) -> RenderableType | None:
     resolution = _describe_resolution(whole)
     if resolution:
         notes.append(resolution)
-    return build_notes(notes)
+    return notes
 
 
 def _list_losses(breakdown: Breakdown) -> list[tuple[str, str]]:

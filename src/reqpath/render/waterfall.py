@@ -70,7 +70,7 @@ def build_waterfall(path: RequestPath, width: int, *, colour: bool) -> Renderabl
         _build_operations(path.worker.operations if path.worker else []),
         _build_app(path.worker) if path.worker else None,
         _build_attempts(path),
-        _build_notes(path),
+        build_notes(list_notes(path)),
     ]
     return stack_sections(sections, width)
 
@@ -299,14 +299,15 @@ def _build_operations(operations: Sequence[Operation]) -> RenderableType | None:
     table = Table.grid(Column(no_wrap=True, justify="right", style=_DIM), Column(), padding=(0, 1, 0, 0))
     for number, operation in enumerate(operations[:MAX_OPERATIONS], 1):
         text = Text(clean(operation.statement if operation.statement is not None else operation.kind))
-        text.append(f"\n{', '.join(_list_facts(operation))}", style=_DIM)
+        text.append(f"\n{', '.join(list_facts(operation))}", style=_DIM)
         if operation.error is not None:
             text.append(f"\n{clean(operation.error, 200)}", style="red")
         table.add_row(str(number), text)
     return Group(Text("database operations", style=_DIM), table)
 
 
-def _list_facts(operation: Operation) -> list[str]:
+def list_facts(operation: Operation) -> list[str]:
+    """List what is known of a database operation, the time first."""
     facts = [format_duration(operation_time_ns(operation))]
     if operation.first_byte_ns is not None:
         facts.append(f"first byte after {format_duration(operation.first_byte_ns - operation.start_ns)}")
@@ -395,7 +396,8 @@ def _describe_line(nginx: NginxRecord) -> str:
     return ", ".join(facts)
 
 
-def _build_notes(path: RequestPath) -> RenderableType | None:
+def list_notes(path: RequestPath) -> list[tuple[str, str]]:
+    """List what is missing, not believed or contradictory in one request, each with what to do about it."""
     timing = path.timing
     notes = [(f"missing {stamp}", STAMPS[stamp][1]) for stamp in timing.missing]
     if path.worker is not None:
@@ -414,4 +416,4 @@ def _build_notes(path: RequestPath) -> RenderableType | None:
         notes.append(("abandoned", "nginx or the client gave up before the worker was done"))
     if timing.resolution_ns >= _MS:
         notes.append(("nginx's stamps are good to 1 ms", "so are nginx.*, queue and the total"))
-    return build_notes(notes)
+    return notes

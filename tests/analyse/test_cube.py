@@ -1,0 +1,155 @@
+"""The sums by time, latency and attribute add up to the breakdown's own figures."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reqpath.analyse.breakdown import build_breakdown
+from reqpath.analyse.cube import MAX_COLUMNS, MAX_ROWS, MAX_SAMPLES, MAX_VALUES, Cube, CubeBuilder
+from reqpath.analyse.figures import Breakdown
+from reqpath.path import RequestPath
+from reqpath.tiers import TIERS
+from tests.factories import NOW_NS, make_nginx_record, make_path, make_shop_paths, make_worker_record
+
+
+def build(paths: list[RequestPath]) -> tuple[Breakdown, Cube]:
+    builder = CubeBuilder()
+    breakdown = build_breakdown(builder.watch(paths))
+    return breakdown, builder.build(breakdown)
+
+
+def check_sums(breakdown: Breakdown, cube: Cube) -> None:
+    """Check that what the cells hold is what the breakdown has, to the nanosecond."""
+    whole, cells = breakdown.whole, cube.cells
+    assert sum(cells.requests) == whole.requests
+    assert sum(cells.errors) == whole.errors
+    assert sum(cells.total_ns) / whole.requests == whole.total.mean_ns
+    assert sum(cells.residual_ns) / whole.requests == whole.residual.mean_ns
+    for segment in whole.segments:
+        if segment.mean_ns:
+            assert sum(cells.segments_ns[segment.name]) / segment.known == segment.mean_ns
+        else:
+            assert segment.name not in cells.segments_ns
+    for i in range(len(cells.requests)):
+        parts = sum(column[i] for column in cells.segments_ns.values())
+        assert parts + cells.residual_ns[i] == cells.total_ns[i]
+
+
+def test_the_cells_add_up_to_the_breakdown() -> None:
+    check_sums(*build(make_shop_paths()))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(5_000_000, 10**12), st.integers(0, 10**13), st.sampled_from([200, 404, 500, None])
+        ),
+        min_size=1,
+        max_size=60,
+    )
+)
+@settings(deadline=None)
+def test_any_requests_add_up(requests: list[tuple[int, int, int | None]]) -> None:
+    paths = [
+        make_path(total_ns, at_ns=at_ns, number=number, status=status)
+        for number, (total_ns, at_ns, status) in enumerate(requests)
+    ]
+    breakdown, cube = build(paths)
+    check_sums(breakdown, cube)
+    assert cube.grid.columns <= MAX_COLUMNS
+    assert cube.grid.rows <= MAX_ROWS
+    assert sum(each.requests for each in cube.slices) == len(paths)
+    for pairs in (cube.routes, *cube.attributes.values()):
+        assert sum(pairs.requests) == len(paths)
+
+
+def test_each_request_is_in_the_row_and_column_of_its_latency_and_start() -> None:
+    paths = [make_path(7_000_000), make_path(700_000_000, at_ns=60_000_000_000, number=1)]
+    _, cube = build(paths)
+    grid, cells = cube.grid, cube.cells
+    found = {}
+    for column, row, total_ns in zip(cells.column, cells.row, cells.total_ns, strict=True):
+        assert grid.edges_ns[row] <= total_ns < grid.edges_ns[row + 1]
+        found[total_ns] = grid.first_ns + column * grid.width_ns
+    assert found[7_000_000] <= NOW_NS < found[7_000_000] + grid.width_ns
+    assert found[700_000_000] <= NOW_NS + 60_000_000_000 < found[700_000_000] + grid.width_ns
+
+
+def test_routes_have_their_figures_and_their_tiers() -> None:
+    breakdown, cube = build(make_shop_paths())
+    for number, group in enumerate(breakdown.routes):
+        pairs = [i for i, value in enumerate(cube.routes.value) if cube.routes.values[value] == number]
+        sums = {name: sum(column[i] for i in pairs) for name, column in cube.routes.sums.items()}
+        assert sum(cube.routes.requests[i] for i in pairs) == group.requests
+        assert sums["total_ns"] == round(group.total.mean_ns * group.requests)
+        assert sums["errors"] == group.errors
+        assert sum(sums.get(tier, 0) for tier in (*TIERS, "residual")) == sums["total_ns"]
+
+
+def test_statements_have_their_operations_and_the_requests_that_have_them() -> None:
+    breakdown, cube = build(make_shop_paths())
+    pairs = cube.statements
+    for number, figures in enumerate(breakdown.statements):
+        own = [i for i, value in enumerate(pairs.value) if pairs.values[value] == number]
+        assert sum(pairs.sums["count"][i] for i in own) == figures.count
+        assert sum(pairs.sums["time_ns"][i] for i in own) == figures.total_ns
+        assert sum(pairs.sums["errors"][i] for i in own) == figures.errors
+        # One query a request, in the shop.
+        assert sum(pairs.requests[i] for i in own) == figures.count
+
+
+def test_what_the_slowest_have_is_counted() -> None:
+    _, cube = build(make_shop_paths())
+    named = dict(zip(cube.attributes["status"].values, cube.attributes["status"].slowest, strict=True))
+    assert named == {"200": 0, "201": 9, "500": 1, None: 0}
+
+
+def test_an_attribute_that_all_requests_share_is_left_out() -> None:
+    _, cube = build([make_path(number=number * 2) for number in range(5)])
+    assert cube.attributes == {}
+
+
+def test_values_beyond_the_bound_are_one() -> None:
+    paths = [make_path(number=n, route=f"/{n}", status=200 + n) for n in range(3 * MAX_VALUES)]
+    _, cube = build(paths)
+    for pairs in (cube.routes, cube.attributes["status"]):
+        assert len(pairs.values) == MAX_VALUES + 1
+        assert pairs.values[-1] is None
+        assert sum(pairs.requests) == len(paths)
+
+
+def test_the_slowest_requests_are_kept_whole_and_some_of_each_part_of_the_grid() -> None:
+    paths = make_shop_paths(5_000)
+    _, cube = build(paths)
+    totals = sorted((path.timing.total_ns for path in paths), reverse=True)
+    kept = [path.timing.total_ns for path in cube.samples]
+    assert kept[:20] == totals[:20]
+    assert kept == sorted(kept, reverse=True)
+    assert len(kept) == len(set(map(id, cube.samples))) == MAX_SAMPLES
+    for path, cell in zip(cube.samples, cube.sample_cells, strict=True):
+        row = cube.cells.row[cell]
+        assert cube.grid.edges_ns[row] <= path.timing.total_ns < cube.grid.edges_ns[row + 1]
+
+
+@pytest.mark.parametrize("odd", ["start", "total"])
+def test_one_request_with_a_wrong_clock_does_not_squeeze_the_others(odd: str) -> None:
+    paths = [make_path(number=number, at_ns=number * 10_000_000) for number in range(2_000)]
+    if odd == "start":
+        paths.append(make_path(at_ns=-(10**17), number=2_000))
+    else:
+        paths.append(make_path(10**13, number=2_000))
+    breakdown, cube = build(paths)
+    check_sums(breakdown, cube)
+    assert cube.grid.columns > 20
+
+
+def test_requests_that_only_one_side_knows_are_in_it() -> None:
+    paths = [
+        RequestPath(None, None, make_nginx_record(status=413)),
+        RequestPath(make_worker_record(), None, None),
+    ]
+    breakdown, cube = build(paths)
+    check_sums(breakdown, cube)
+    assert sum(cube.cells.requests) == 2
