@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo bench test lint unit overhead collector-speed load-check report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
+.PHONY: help demo bench test lint unit overhead collector-speed load-check bench-check-aa bench-check-planted report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -19,6 +19,8 @@ help:
 	@echo 'make overhead      measure what reqpath costs a request, beside OpenTelemetry'
 	@echo 'make collector-speed  measure what the collector costs, beside OpenTelemetry'
 	@echo 'make load-check    check the load generator against wrk and h2load'
+	@echo 'make bench-check-aa  have the benchmark compare a set-up with itself, ten times'
+	@echo 'make bench-check-planted  have it find delays that are planted'
 	@echo 'make report-speed  measure a report over a million requests'
 	@echo 'make clean         remove the virtual environment and caches'
 
@@ -50,6 +52,9 @@ collector-speed: packages-bench $(VENV)/dev.stamp
 
 load-check: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/load.py $(ARGS)
+
+bench-check-aa bench-check-planted: packages-bench $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/bench_check.py $(@:bench-check-%=%) $(ARGS)
 
 report-speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py $(ARGS)

@@ -1,7 +1,8 @@
 """What `reqpath bench` asks for unless it is given an app: requests that spend their time in known places.
 
 `WORKLOADS_CONNECTION` says whether a thread keeps its database connection (`pooled`) or each request opens
-its own (`per-request`); `WORKLOADS_CPU_ROUNDS` how much `/cpu` computes, see `calibrate`.
+its own (`per-request`); `WORKLOADS_CPU_ROUNDS` how much `/cpu` computes, see `calibrate`;
+`WORKLOADS_PLANTED_NS` what each query takes longer, see `plant`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from flask import Flask
 
 from reqpath import ReqPath
 from workloads import database, views
+from workloads.plant import plant
 
 
 def create_app() -> Flask:
@@ -24,5 +26,6 @@ def create_app() -> Flask:
     app.config["CPU_ROUNDS"] = int(os.environ.get("WORKLOADS_CPU_ROUNDS", "100"))
     app.register_blueprint(views.blueprint)
     app.teardown_appcontext(database.close_connection)
+    plant()
     ReqPath(app)
     return app

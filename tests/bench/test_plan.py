@@ -32,6 +32,7 @@ PLANS = st.builds(
     hop2=levels(HOPS),
     workers=levels(WORKERS),
     connections=levels(CONNECTIONS),
+    planted_us=levels(("0", "30", "300")),
     blocks=st.integers(1, 6),
     seed=st.integers(),
 )
@@ -87,6 +88,15 @@ def test_the_default_matrix_is_sockets_and_workers_for_a_query_and_for_cpu() -> 
     assert {(4, 1), (1, 4)} == {(cell.processes, cell.threads) for cell in cells}
 
 
+def test_what_is_planted_makes_cells_of_their_own_where_there_are_queries() -> None:
+    plan = make_plan(hop1=["unix"], hop2=["unix"], workers=["4x1"], planted_us=["0", "300"])
+    assert [(cell.key, cell.planted_ns) for cell in plan.cells] == [
+        ("point-query/unix/unix/4x1/pooled", 0),
+        ("point-query/unix/unix/4x1/pooled/+300us", 300_000),
+        ("cpu/unix/unix/4x1/pooled", 0),
+    ]
+
+
 def test_quick_has_the_sockets_alone_and_takes_minutes() -> None:
     plan = make_quick_plan()
     assert {(first, second) for first in HOPS for second in HOPS} == {
@@ -115,6 +125,8 @@ def test_given_rates_are_taken_whatever_the_capacities_are() -> None:
         ({"workloads": []}, "workload needs at least one level"),
         ({"hop1": ["udp"]}, "hop1 can't be 'udp'; it can be tcp, unix"),
         ({"workers": ["4x1", "4x1"]}, "workers has a level twice"),
+        ({"planted_us": ["0", "0.3"]}, "plant can't be '0.3'; it is whole microseconds"),
+        ({"planted_us": ["00", "0"]}, "plant can't be '00'"),
         ({"blocks": 0}, "blocks is 0"),
         ({"seconds_s": 0.0}, "a run of 0 s"),
         ({"seconds_s": float("nan")}, "a run of nan s"),

@@ -56,6 +56,7 @@ def test_the_plan_is_the_default_matrix() -> None:
         (("--workload", "cpu", "--workers", "4x1,1x4,2x2"), 6),
         (("--quick", "--hop1", "unix"), 2),
         (("--workload", "point-query", "--connection", "pooled,per-request", "--hop1", "unix"), 8),
+        (("--quick", "--hop1", "unix", "--plant", "0,300"), 4),
         (("--app", "wsgi:app", "--path", "/x"), 4),
         (("--app", "wsgi:app", "--path", "/x", "--quick"), 2),
     ],

@@ -118,38 +118,30 @@ def test_a_benchmark_measures_every_run_and_its_tiers_add_up(tmp_path: Path) -> 
 
 @needs_database
 def test_what_is_planted_in_a_hop_is_found_in_its_tier(tmp_path: Path) -> None:
-    planted_ns = 4_000_000
     plan = make_plan(
         workloads=("point-query",),
         hop1=("unix",),
+        hop2=("unix",),
         workers=("4x1",),
+        planted_us=("0", "4000"),
         blocks=1,
         seconds_s=1.0,
         warm_up_s=0.5,
         load=Load(rates_per_s=(("point-query", _RATE_PER_S),)),
     )
-    app = App("bench_app:app", str(_HERE), "WORKLOADS_DATABASE", ("-m", "workloads.fill"))
-    examples = configuration.data_directory("examples")
-    environment = (("PYTHONPATH", f"{_HERE}:{examples}"), ("BENCH_PLANTED_NS", str(planted_ns)))
     journal_path = str(tmp_path / "b.jsonl")
-    with (
-        open_bench(plan, app=app, environment=environment) as bench,
-        Journal.create(journal_path, bench.head) as journal,
-    ):
+    with open_bench(plan) as bench, Journal.create(journal_path, bench.head) as journal:
         bench.measure(journal, ignore)
     result = read_result(journal_path)
-    # From TCP to Unix sockets, of which only the first has it: computed, so it can't be shorter.
-    by_hop = {
-        hop: [run.whole for run in result.runs if result.plan.cell(run.cell).hop2 == hop]
-        for hop in ("tcp", "unix")
-    }
-    assert all(one.segments_ns["mysql.query"] >= planted_ns * one.requests for one in by_hop["tcp"])
-    gained = {
-        name: _mean_ns(by_hop["tcp"], name) - _mean_ns(by_hop["unix"], name)
-        for name in by_hop["tcp"][0].segments_ns
-    }
-    assert max(gained, key=lambda name: gained[name]) == "mysql.query"
-    assert judge(result).questions
+    (planted,) = (one for one in plan.cells if one.planted_ns)
+    with_it = [run.whole for run in result.runs if run.cell == planted.key]
+    without = [run.whole for run in result.runs if run.cell != planted.key]
+    # Computed, so it can't be shorter.
+    assert all(one.segments_ns["mysql.query"] >= planted.planted_ns * one.requests for one in with_it)
+    added = {name: _mean_ns(with_it, name) - _mean_ns(without, name) for name in with_it[0].segments_ns}
+    assert max(added, key=lambda name: added[name]) == "mysql.query"
+    (question,) = judge(result).questions
+    assert (question.factor, question.first, question.second) == ("planted_us", "0", "4000")
 
 
 def test_an_app_of_ones_own_needs_no_database(tmp_path: Path) -> None:

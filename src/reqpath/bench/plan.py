@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -23,12 +24,12 @@ Hop = Literal["tcp", "unix"]
 #: Processes by threads: four requests at a time in each.
 Workers = Literal["4x1", "1x4", "2x2"]
 Connection = Literal["pooled", "per-request"]
-Factor = Literal["hop1", "hop2", "workers", "connection"]
+Factor = Literal["hop1", "hop2", "workers", "connection", "planted_us"]
 
 HOPS: Final[tuple[Hop, ...]] = ("tcp", "unix")
 WORKERS: Final[tuple[Workers, ...]] = ("4x1", "1x4", "2x2")
 CONNECTIONS: Final[tuple[Connection, ...]] = ("pooled", "per-request")
-FACTORS: Final[tuple[Factor, ...]] = ("hop1", "hop2", "workers", "connection")
+FACTORS: Final[tuple[Factor, ...]] = ("hop1", "hop2", "workers", "connection", "planted_us")
 
 #: Starting and stopping the servers around a run, and waiting for its last records.
 _RESTART_S: Final = 5.0
@@ -74,11 +75,19 @@ class Cell:
     #: Name of a workload.
     workload: str
     connection: Connection = "pooled"
+    #: µs that each query is made to take longer, to check the benchmark by; a level, so it is text.
+    planted_us: str = "0"
 
     @property
     def key(self) -> str:
         """The cell as one word: `point-query/tcp/unix/4x1/pooled`."""
-        return "/".join((self.workload, self.hop1, self.hop2, self.workers, self.connection))
+        key = "/".join((self.workload, self.hop1, self.hop2, self.workers, self.connection))
+        return key if self.planted_us == "0" else f"{key}/+{self.planted_us}us"
+
+    @property
+    def planted_ns(self) -> int:
+        """What each query is made to take longer."""
+        return int(self.planted_us) * 1_000
 
     @property
     def processes(self) -> int:
@@ -203,6 +212,7 @@ def make_plan(
     hop2: Sequence[Hop] = HOPS,
     workers: Sequence[Workers] = ("4x1", "1x4"),
     connections: Sequence[Connection] = ("pooled",),
+    planted_us: Sequence[str] = ("0",),
     blocks: int = 10,
     seed: int = 1,
     seconds_s: float = 10.0,
@@ -226,15 +236,18 @@ def make_plan(
         ("hop2", hop2, HOPS),
         ("workers", workers, WORKERS),
         ("connection", connections, CONNECTIONS),
+        ("plant", planted_us, None),
     ):
         _check_levels(name, levels, known)
+    _check_planted(planted_us)
     load = load or Load()
     _check_numbers(blocks, seconds_s, warm_up_s)
     _check_load(load, [workload.name for workload in chosen])
     cells = tuple(
-        Cell(first, second, slots, workload.name, connection)
+        Cell(first, second, slots, workload.name, connection, planted)
         for workload in chosen
-        for connection, second, first, slots in itertools.product(
+        for planted, connection, second, first, slots in itertools.product(
+            planted_us if workload.database else planted_us[:1],
             connections if workload.database else connections[:1],
             hop2 if workload.database else hop2[-1:],
             hop1,
@@ -279,6 +292,13 @@ def _check_levels(name: str, levels: Sequence[str], known: Iterable[str] | None)
     wrong = [level for level in levels if known is not None and level not in known]
     if wrong:
         raise ConfigurationError(f"{name} can't be {wrong[0]!r}; it can be {', '.join(known or ())}")
+
+
+def _check_planted(planted_us: Sequence[str]) -> None:
+    for level in planted_us:
+        # As numbers they must be told apart, and not be a request's end.
+        if not re.fullmatch(r"0|[1-9][0-9]{0,5}", level):
+            raise ConfigurationError(f"plant can't be {level!r}; it is whole microseconds, below a second")
 
 
 def _check_numbers(blocks: int, seconds_s: float, warm_up_s: float) -> None:

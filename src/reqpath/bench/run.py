@@ -108,13 +108,17 @@ class Bench:
 
     def build_topology(self, cell: Cell) -> Topology:
         """Return what is started for a cell."""
+        environment = (*self.environment, ("WORKLOADS_CONNECTION", cell.connection))
+        if any(one.planted_ns for one in self.plan.cells):
+            # Where nothing is planted too: the planting has to be the same in all of them.
+            environment += (("WORKLOADS_PLANTED_NS", str(cell.planted_ns)),)
         return Topology(
             app=self.app,
             transport=cell.hop1,
             database_transport=cell.hop2,
             processes=cell.processes,
             threads=cell.threads,
-            environment=(*self.environment, ("WORKLOADS_CONNECTION", cell.connection)),
+            environment=environment,
         )
 
 

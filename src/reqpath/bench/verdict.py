@@ -59,6 +59,7 @@ OWN: Final[dict[Factor, tuple[str, ...]]] = {
     "hop1": ("queue", "uwsgi.read", "uwsgi.send", "nginx.send"),
     "hop2": ("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit"),
     "connection": ("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit"),
+    "planted_us": ("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit"),
 }
 #: Parts of the lens. Source: `Slice.lens_ns`.
 _LENS: Final = ("cpu", "run queue", "calls", "other")
@@ -123,6 +124,8 @@ def _ask(plan: Plan) -> Iterable[tuple[Workload, str | None, Factor, str, str]]:
 
 def _rank(level: str) -> tuple[int, str]:
     # Four processes are what the others are measured against; of the rest, the alphabet's first is.
+    if level.isdecimal():
+        return int(level), level
     return (WORKERS.index(level), level) if level in WORKERS else (0, level)
 
 

@@ -35,7 +35,7 @@ _LOG_LINES = 10
 #: Options that make the plan, which a benchmark that goes on has already.
 _PLANNING = (
     "quick", "hop1", "hop2", "workers", "workload", "connection", "blocks", "seconds", "warm_up", "load",
-    "rate", "seed", "app", "path", "output",
+    "rate", "seed", "app", "path", "plant", "output",
 )  # fmt: skip
 
 
@@ -73,6 +73,12 @@ Examples:
     metavar="pooled,per-request",
     callback=_split,
     help="How the app connects to its database. Default: pooled.",
+)
+@click.option(
+    "--plant",
+    metavar="0,MICROSECONDS,…",
+    callback=_split,
+    help="Make each query take so much longer: does the benchmark find it?",
 )
 @click.option("--blocks", metavar="N", type=click.IntRange(1), help="Each runs every cell once. Default: 10.")
 @click.option("--seconds", metavar="N", type=click.FloatRange(0.1), help="Of each run. Default: 10.")
@@ -189,6 +195,7 @@ def _make_plan(options: dict[str, Any]) -> Plan:
             ("hop2", "hop2"),
             ("workers", "workers"),
             ("connections", "connection"),
+            ("planted_us", "plant"),
             ("blocks", "blocks"),
             ("seconds_s", "seconds"),
             ("warm_up_s", "warm_up"),
@@ -200,7 +207,7 @@ def _make_plan(options: dict[str, Any]) -> Plan:
     if (app is None) != (path is None):
         raise click.UsageError("--app and --path go together: what is requested of your app")
     if app is not None:
-        for name in ("workload", "hop2", "connection"):
+        for name in ("workload", "hop2", "connection", "plant"):
             if options[name] is not None:
                 raise click.UsageError(f"--{name} is for reqpath's workloads, not for an app of your own")
         chosen["app"] = app

@@ -233,7 +233,8 @@ def _build_questions(verdict: Verdict) -> RenderableType:
 
     for question in verdict.questions:
         levels = f"{question.first} → {question.second}"
-        what = f"{FACTORS[question.factor]}  {levels}" if question.factor in ("hop1", "hop2") else levels
+        named = question.factor in ("hop1", "hop2", "planted_us")
+        what = f"{FACTORS[question.factor]}  {levels}" if named else levels
         add(question.workload.name, what, question.mean)
     add(verdict.control.cell.workload, "A/A", verdict.control.mean)
     return table

@@ -22,6 +22,7 @@ FACTORS: Final = {
     "hop2": "app → MySQL",
     "workers": "workers",
     "connection": "connections to MySQL",
+    "planted_us": "planted in MySQL",
 }
 #: Factor and level → the level in a sentence, in the plural.
 _LEVELS: Final = {
@@ -38,7 +39,12 @@ _LEVELS: Final = {
 #: The same beside its factor.
 _SHORT: Final = {"tcp": "TCP", "unix": "Unix sockets", "pooled": "pooled", "per-request": "per request"}
 #: Factor → the segments that it lies in.
-_OWN: Final = {"hop1": "on the way to uWSGI", "hop2": "in MySQL", "connection": "in MySQL"}
+_OWN: Final = {
+    "hop1": "on the way to uWSGI",
+    "hop2": "in MySQL",
+    "connection": "in MySQL",
+    "planted_us": "in MySQL",
+}
 #: What a part needs of a difference to be all of it, and most of it.
 _ALL, _MOST = 0.9, 0.6
 #: Of a difference that threads bring, to be put down to the GIL.
@@ -110,7 +116,7 @@ def render_control(control: Control) -> str:
 
 def name_choice(question: Question) -> str:
     """Return what is compared: `nginx → uWSGI, TCP or Unix sockets`."""
-    if question.factor == "workers":
+    if question.factor in ("workers", "planted_us"):
         return (
             f"{name_level(question.factor, question.first)} or {name_level(question.factor, question.second)}"
         )
@@ -119,6 +125,8 @@ def name_choice(question: Question) -> str:
 
 def name_level(factor: str, level: str) -> str:
     """Return a level as a sentence names it: `Unix sockets to MySQL`."""
+    if factor == "planted_us":
+        return "nothing planted" if level == "0" else f"{level} µs planted in MySQL"
     return _LEVELS[factor, level]
 
 
@@ -127,7 +135,10 @@ def name_cell(cell: Cell, *, database: bool = True) -> str:
     name = f"{cell.hop1} → {cell.workers}"
     if not database:
         return name
-    return f"{name} → {cell.hop2}{', per request' if cell.connection == 'per-request' else ''}"
+    name += f" → {cell.hop2}"
+    if cell.connection == "per-request":
+        name += ", per request"
+    return name if cell.planted_us == "0" else f"{name}, +{cell.planted_us} µs"
 
 
 def format_estimate(difference: Estimate, *, sign: bool = True, flip: bool = False) -> str:
@@ -207,7 +218,13 @@ def _name_part(part: Part) -> str:
 
 
 def _describe_pair(question: Question, pair: Pair) -> str:
-    levels = [("hop1", pair.first.hop1), ("hop2", pair.first.hop2), ("workers", pair.first.workers)]
+    levels: list[tuple[str, str]] = [
+        ("hop1", pair.first.hop1),
+        ("hop2", pair.first.hop2),
+        ("workers", pair.first.workers),
+    ]
+    if pair.first.planted_us != "0":
+        levels.append(("planted_us", pair.first.planted_us))
     if not question.workload.database:
         del levels[1]
     context = [name_level(factor, level) for factor, level in levels if factor != question.factor]
