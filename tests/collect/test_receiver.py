@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from reqpath.bench.process import find_free_port
+from reqpath.collect import receiver as receiver_module
 from reqpath.collect.nginx import Rejection
 from reqpath.collect.receiver import (
     Counts,
@@ -225,6 +226,21 @@ def test_it_goes_on_until_it_may_stop(listen: Listen, spool: str, read_records: 
         receiver.stop(when=may_stop)
         receiver.run()
     assert _trace_ids(read_records(spool)) == [1, 2, 3]
+
+
+def test_lines_gather_only_where_the_kernel_holds_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_gather_s(buffer_bytes: int, address: str) -> float:
+        monkeypatch.setattr(receiver_module, "_BUFFER_BYTES", buffer_bytes)
+        with contextlib.closing(DatagramSource(parse_listen(address))) as source:
+            return source.gather_s
+
+    udp = f"udp:127.0.0.1:{find_free_port()}"
+    # What the kernel gives is twice of what it is asked for: room for 160 lines, 10 ms of them.
+    assert find_gather_s(102_400, udp) == pytest.approx(0.01)
+    assert find_gather_s(204_800, udp) == pytest.approx(0.02)
+    assert find_gather_s(204_800, f"unix:{tmp_path}/log.sock") == 0
 
 
 def test_a_unix_socket_can_be_written_by_nginxs_user_and_is_removed(tmp_path: Path) -> None:

@@ -48,9 +48,12 @@ _CHECK_MS: Final = 1_000
 #: The same while the end is near.
 _END_CHECK_MS: Final = 20
 #: Between two looks at a socket that holds many lines: to be woken for each takes the CPU from the very
-#: workers that are measured, and more of it than the lines do. An unprivileged socket's 332 lines last for
-#: 16,000 requests/s.
-_GATHER_S: Final = 0.02
+#: workers that are measured, and more of it than the lines do. The socket's buffer has to last so long at
+#: `_MOST_LINES_S`; an unprivileged one, of 332 lines, for 20 ms.
+_GATHER_S: Final = 0.1
+_MOST_LINES_S: Final = 16_000
+#: Of the kernel's buffer for one line.
+_BUFFERED_BYTES: Final = 1_280
 #: The end is when nothing came for so long: nginx logs a request a little after its worker is done with it.
 _SETTLE_MS: Final = 50
 _SETTLE_LIMIT_NS: Final = 1_000_000_000
@@ -107,8 +110,6 @@ class DatagramSource:
         Raises: ConfigurationError when it can't be had.
         """
         self._path = "" if keep_path else listen.path
-        #: The kernel holds hundreds of UDP datagrams, of a Unix socket's 10.
-        self.holds_many = not listen.is_unix
         # Shared with the children, so that no drop is counted by two of them.
         self._drops = mmap.mmap(-1, _DROPS.size)
         if listen.is_unix:
@@ -126,9 +127,13 @@ class DatagramSource:
             if listen.is_unix:
                 os.chmod(listen.path, mode)
                 self._inode = os.lstat(listen.path).st_ino
+            buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         except OSError as error:
             self._socket.close()
             raise ConfigurationError(_explain_bind(listen, error)) from error
+        lasts_s = buffer_bytes / (_BUFFERED_BYTES * _MOST_LINES_S)
+        #: How long lines may gather in it. A Unix socket holds 10 of them, whatever its buffer.
+        self.gather_s = 0.0 if listen.is_unix else min(_GATHER_S, lasts_s)
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -273,8 +278,8 @@ class Receiver:
                     elif descriptor == self._wake.fileno():
                         self._wake.recv(64)
                 self._note_drops()
-                if ready and wait_ms and not self._stopping and all(map(_holds_many, active.values())):
-                    time.sleep(_GATHER_S)
+                if ready and wait_ms and not self._stopping:
+                    time.sleep(min(map(_gather_s, active.values()), default=0.0))
             self._settle([source for source in active.values() if isinstance(source, DatagramSource)])
             self._note_drops()
         finally:
@@ -352,8 +357,8 @@ class Receiver:
         )
 
 
-def _holds_many(source: Source) -> bool:
-    return isinstance(source, DatagramSource) and source.holds_many
+def _gather_s(source: Source) -> float:
+    return source.gather_s if isinstance(source, DatagramSource) else 0.0
 
 
 @contextlib.contextmanager
