@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import Final
 
-from reqpath.path import RequestPath
+from reqpath.path import METHODS, RequestPath
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -35,7 +35,8 @@ MIN_PATHS: Final = 128
 GENERATION: Final = 1_024
 #: Paths between two computations of a route's quantile.
 _REFRESH: Final = 64
-_CLIENT_WENT_AWAY: Final = 499
+#: The client went away, or the server failed.
+_FAILURES: Final = frozenset((499, *range(500, 1000)))
 
 
 class RecentLatencies:
@@ -68,12 +69,12 @@ class RecentLatencies:
             self._older, self._younger, self._count = younger, {}, 0
 
     def _refresh(self) -> None:
-        counts = Counter(self._older)
-        counts.update(self._younger)
+        older, younger = self._older, self._younger
+        values = self._count + (GENERATION if older else 0)
+        above = int(values * (1 - QUANTILE))
         # The largest values first: there are few of them to pass.
-        above = int(counts.total() * (1 - QUANTILE))
-        for bucket in sorted(counts, reverse=True):
-            above -= counts[bucket]
+        for bucket in sorted(older.keys() | younger.keys(), reverse=True):
+            above -= older.get(bucket, 0) + younger.get(bucket, 0)
             if above < 0:
                 self.bound_ns = _bucket_end_ns(bucket)
                 return
@@ -114,7 +115,7 @@ class Keeper:
         self._slower_ns = slower_ns
         self._per_second = per_second
         self._max_routes = max_routes
-        self._routes: OrderedDict[tuple[str, str], _Route] = OrderedDict()
+        self._routes: OrderedDict[tuple[str, str, str | None], _Route] = OrderedDict()
 
     @property
     def routes(self) -> int:
@@ -126,8 +127,9 @@ class Keeper:
         timing = path.timing
         total_ns = timing.total_ns
         route = self._find_route(path)
-        bound_ns = route.latencies.bound_ns
-        route.latencies.add(total_ns)
+        latencies = route.latencies
+        bound_ns = latencies.bound_ns
+        latencies.add(total_ns)
         second = (timing.start_ns + total_ns) // SECOND_NS
         # A path that comes late counts in the latest second, so that lateness makes no room.
         if second > route.second:
@@ -152,7 +154,14 @@ class Keeper:
         return reason
 
     def _find_route(self, path: RequestPath) -> _Route:
-        key = (path.info.service_name if path.info else "", path.route)
+        worker, info = path.worker, path.info
+        key: tuple[str, str, str | None]
+        if worker is None:
+            key = ("", path.route, None)
+        else:
+            # As `RequestPath.route` tells them apart, without putting its text together.
+            method = worker.method if worker.method in METHODS else "_OTHER"
+            key = ("" if info is None else info.service_name, method, worker.route)
         route = self._routes.get(key)
         if route is None:
             if len(self._routes) >= self._max_routes:
@@ -167,20 +176,16 @@ def is_error(path: RequestPath) -> bool:
     """Tell whether something failed on a path: for the client, at an upstream, or in the app."""
     nginx, worker = path.nginx, path.worker
     if nginx is not None:
-        if _is_failure(nginx.status):
+        if nginx.status in _FAILURES:
             return True
         for attempt in nginx.attempts:
-            if _is_failure(attempt.status):
+            if attempt.status in _FAILURES:
                 return True
     return worker is not None and (
-        _is_failure(worker.status)
+        worker.status in _FAILURES
         or worker.exception is not None
         or (worker.span_status is not None and worker.span_status[0] == "ERROR")
     )
-
-
-def _is_failure(status: int | None) -> bool:
-    return status is not None and (status >= 500 or status == _CLIENT_WENT_AWAY)
 
 
 def is_sampled_by_app(path: RequestPath) -> bool:

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, repeat
 from typing import Final, Protocol, cast
 
 from reqpath.collect.checkpoint import (
@@ -46,6 +47,9 @@ LINGER_S: Final = 2.0
 _NEVER_NS: Final = 1 << 62
 #: How often the checkpoint is written when nothing is exported.
 _CHECKPOINT_NS: Final = 1_000_000_000
+
+#: A record that is open, file and offset of its batch, and its number in the batch.
+_Open = tuple[Record, tuple[str, int], int]
 
 
 class Observer(Protocol):
@@ -113,7 +117,7 @@ class Tail:
         self._changed = threading.Condition()
         self._ending = False
         #: By the record's identity, which is its own as long as it is held here.
-        self._open: dict[int, tuple[Record, Place]] = {}
+        self._open: dict[int, _Open] = {}
         self._pending: deque[Kept] = deque()
         self._taken: list[Kept] = []
         self._start_ns = self._aged_ns = self._saved_ns = self._pass_ns = monotonic_ns()
@@ -240,12 +244,15 @@ class Tail:
             self.save()
 
     def _take_in(self, info: WriterInfo, records: list[Record]) -> None:
-        name, offset = self.reader.place
+        # No bytecode for each record, of which there are two per request.
+        opened = zip(records, repeat(self.reader.place), count())
+        self._open.update(zip(map(id, records), opened, strict=True))
         kind = NginxRecord if info.kind == "nginx" else WorkerRecord
-        opened = self._open
-        for number, record in enumerate(records):
-            if type(record) is kind:
-                opened[id(record)] = (record, (name, offset, number))
+        if set(map(type, records)) != {kind}:
+            # The join takes none of the other kind.
+            for record in records:
+                if type(record) is not kind:
+                    del self._open[id(record)]
         self._unsaved = True
         # Without any line after the first wait nginx sends none, so that records need not wait.
         self._joiner.expect_nginx = self.reader.has_nginx_lines or (
@@ -285,7 +292,7 @@ class Tail:
             close(id(record))
 
     def _save(self) -> None:
-        places = {key: place for key, (_record, place) in self._open.items()}
+        places = {key: (*batch, number) for key, (_record, batch, number) in self._open.items()}
 
         def take_place(record: Record | None) -> Place | None:
             return None if record is None else places.pop(id(record))
@@ -320,7 +327,10 @@ class Tail:
         for (name, offset), numbers_wanted in wanted.items():
             found.update(self._read_again(name, offset, numbers_wanted))
         self._evicted_open = sum(map(len, wanted.values())) - len(found)
-        self._open = {id(record): (record, place) for place, (record, _info) in found.items()}
+        self._open = {
+            id(record): (record, (name, offset), number)
+            for (name, offset, number), (record, _info) in found.items()
+        }
         for kept in checkpoint.kept:
             # What is left of a path whose other half is gone is judged anew, with the records that wait.
             if all(place in found for place in _places(kept)):
