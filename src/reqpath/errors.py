@@ -5,6 +5,7 @@ ReqPathError
 ├── ConfigurationError   a setting or an option is wrong; the message names it and the values it takes
 ├── SpoolError           a spool can't be opened, or is not one
 ├── ResultError          a benchmark's result can't be read or written, or not be compared with another
+├── OutputError          a file can't be written
 ├── MissingExtraError    a command needs packages that were not installed; the message is the pip line
 └── ServerError          a server that a tool started did not start, or died; carries its log's tail
 ```
@@ -29,6 +30,10 @@ class SpoolError(ReqPathError):
 
 class ResultError(ReqPathError):
     """A benchmark's result can't be read or written, or two can't be compared."""
+
+
+class OutputError(ReqPathError):
+    """A file that a command was told to write can't be."""
 
 
 class MissingExtraError(ReqPathError):

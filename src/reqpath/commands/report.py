@@ -7,7 +7,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -17,12 +17,14 @@ from reqpath.commands.shared import open_console
 from reqpath.commands.sources import Origin, Source, open_source, parse_since, source_options
 from reqpath.errors import MissingExtraError
 from reqpath.path import RequestPath
+from reqpath.render.units import format_bytes, format_count
 from reqpath.spool import SpoolReader
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from reqpath.analyse.breakdown import BreakdownBuilder
+    from reqpath.analyse.cube import CubeBuilder
     from reqpath.analyse.figures import Breakdown
 
 #: A worker's record waits as long for nginx's line, when the report is watched.
@@ -50,6 +52,7 @@ Examples:
   reqpath report /run/reqpath --route '/items/<int:id>' --json
   reqpath report --from jaeger http://localhost:16686 --service shop --lookback 1h
   reqpath report --from otlp traces.jsonl
+  reqpath report --html report.html
 """,
 )
 @source_options
@@ -66,6 +69,12 @@ Examples:
     help="How many of the slowest requests are listed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
+@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page to open in a browser.")
+@click.option(
+    "--jaeger",
+    metavar="URL",
+    help="With --html: the Jaeger that its requests link to. [default: the one of --from jaeger]",
+)
 @click.option("--watch", is_flag=True, help="Stay, and read what comes. End it with Ctrl-C.")
 def command(
     *,
@@ -77,6 +86,8 @@ def command(
     since: str | None,
     slowest: int,
     as_json: bool,
+    html: str | None,
+    jaeger: str | None,
     watch: bool,
 ) -> None:
     """Show where the time of the recorded requests went.
@@ -92,22 +103,31 @@ def command(
         raise MissingExtraError("report", error.name or "numpy and rich") from error
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other")
+    if html is not None and (watch or as_json):
+        raise click.UsageError("--html excludes --watch and --json")
     source = open_source(origin, places, service=service, lookback=lookback, since=since)
-    keep = _build_filter(route, since)
+    page = None if html is None else _prepare_page(origin, places, jaeger)
+    keep = build_filter(route, since)
     builder = BreakdownBuilder(slowest=slowest)
     if watch:
         if source.reader is None:
             raise click.UsageError("--watch is for a spool; of traces, run the report again")
         _watch(source, source.reader, builder, keep, open_console())
         return
-    paths = show_progress(source.read(""))
+    paths: Iterable[RequestPath] = show_progress(source.read(""))
+    paths = filter(keep, paths) if keep else paths
+    if page is not None:
+        paths = page[0].watch(paths)
     # Records hold no cycles, and there are millions of them.
     gc.disable()
     try:
-        builder.extend(filter(keep, paths) if keep else paths)
+        builder.extend(paths)
     finally:
         gc.enable()
     breakdown = builder.build(source.losses(), source.traces)
+    if html is not None and page is not None and builder.requests:
+        _write_page(html, breakdown, *page)
+        return
     if as_json:
         from reqpath.render.document import breakdown_to_json
 
@@ -117,7 +137,8 @@ def command(
     _print_report(breakdown, source, open_console(), filtered=keep is not None)
 
 
-def _build_filter(route: str | None, since: str | None) -> Keep | None:
+def build_filter(route: str | None, since: str | None) -> Keep | None:
+    """Return what tells the requests of a route and a time from others; None where all are wanted."""
     if route is None and since is None:
         return None
     since_ns = None if since is None else parse_since(since, time.time_ns())
@@ -128,6 +149,28 @@ def _build_filter(route: str | None, since: str | None) -> Keep | None:
         return route is None or matches_route(path.route, route)
 
     return keep
+
+
+def _prepare_page(
+    origin: Origin, places: tuple[str, ...], jaeger: str | None
+) -> tuple[CubeBuilder, str | None]:
+    """Return what watches the requests for a page, and the Jaeger that the page links to."""
+    from reqpath.analyse.cube import CubeBuilder
+
+    if jaeger is None and origin == "jaeger":
+        jaeger = places[0]
+    if jaeger is not None and not jaeger.startswith(("http://", "https://")):
+        raise click.UsageError(f"--jaeger is {jaeger!r}; it takes an address such as http://localhost:16686")
+    return CubeBuilder(), None if jaeger is None else jaeger.rstrip("/")
+
+
+def _write_page(file: str, breakdown: Breakdown, cube: CubeBuilder, jaeger: str | None) -> None:
+    from reqpath.commands.output import write_output
+    from reqpath.render.page_report import render_report_page
+
+    page = render_report_page(breakdown, cube.build(breakdown), jaeger=jaeger).encode()
+    size = write_output([page], file)
+    click.echo(f"{file}: {format_count(breakdown.whole.requests, 'request')}, {format_bytes(size)}")
 
 
 def _print_report(breakdown: Breakdown, source: Source, console: Console, *, filtered: bool) -> None:

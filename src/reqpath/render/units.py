@@ -96,6 +96,14 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def format_bytes(count: int) -> str:
+    """Return `812 bytes`, `3.4 kB`, `120 MB`."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size * 0.9995:
+            return f"{count / size:.1f} {unit}" if count < size * 9.95 else f"{count / size:,.0f} {unit}"
+    return format_count(count, "byte")
+
+
 def clean(text: str, limit: int = 4096) -> str:
     """Return text from a request without what a terminal would act upon, on one line.
 
