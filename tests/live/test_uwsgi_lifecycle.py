@@ -218,7 +218,8 @@ class Traffic:
     def wait_for_workers(self) -> None:
         """Wait until each worker has answered.
 
-        One that is being loaded has the master's signal handlers and takes a stop for the master's.
+        One that is being started ignores a graceful end, or has the master's signal handlers and takes a stop
+        for the master's.
         """
         self.wait_for(lambda: self.server.workers() <= self.pids)
 
@@ -470,6 +471,7 @@ def test_a_stop_in_the_middle_of_traffic_loses_no_more_than_what_is_in_flight(
         traffic = Traffic(server)
         with traffic.flowing():
             traffic.wait_for_more(200)
+            traffic.wait_for_workers()
             assert server.stop(number) == 0
     check_records(traffic, lost_at_most=lost_at_most)
     check_gone(traffic.pids)
@@ -517,6 +519,7 @@ def test_a_collector_as_mule_hangs_neither_a_reload_nor_the_end(tmp_path: Path) 
         traffic = Traffic(server)
         with traffic.flowing():
             traffic.wait_for_more(50)
+            traffic.wait_for_workers()
             traffic.wait_for_new_pids(2, lambda: server.process.send_signal(signal.SIGHUP))
             traffic.wait_for_workers()
         mules = {int(pid) for pid in re.findall(r"spawned uWSGI mule 1 \(pid: (\d+)\)", server.log())}
