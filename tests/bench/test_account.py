@@ -134,3 +134,13 @@ def test_a_run_without_any_request_has_no_figures() -> None:
     found = account(make_outcome([]), {}, warm_up_ns=0)
     assert (found.planned, found.in_flight, found.in_flight_expected) == (0, None, None)
     assert found.slowest.requests == 0
+
+
+def test_the_latency_is_told_for_each_tenth_of_the_measured_time() -> None:
+    # A second of warm-up, then two; nothing is planned in the last but one tenth, and one request fails.
+    rows = [(SECOND_NS + number * SECOND_NS // 5, 0, (number + 1) * 100_000, 200) for number in range(10)]
+    rows[8] = (SECOND_NS - 1, 0, 7_000_000, 200)
+    rows.append((SECOND_NS + 1, 0, 300_000, 200))
+    rows.append((SECOND_NS + 2, 0, 9_000_000, 502))
+    found = account(make_outcome(rows), {}, warm_up_ns=SECOND_NS)
+    assert found.tenths_ns == (200_000, *(number * 100_000 for number in range(2, 9)), None, 1_000_000)

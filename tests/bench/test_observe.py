@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,60 @@ def test_limits_leave_a_run_valid() -> None:
         "ordinary priority",
         "nginx's millisecond",
     ]
+
+
+STEADY = (
+    1_000_000,
+    990_000,
+    1_020_000,
+    1_010_000,
+    980_000,
+    1_030_000,
+    970_000,
+    1_000_000,
+    990_000,
+    1_010_000,
+)
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_run_that_drifts_is_flagged_and_keeps_all_that_it_has(way: int) -> None:
+    tenths = tuple(1_000_000 + way * number * 30_000 for number in range(10))
+    record = _make_record(tenths_ns=tenths)
+    judged = _judge(record)
+    (reason,) = judged.limits
+    assert reason.name == "drift"
+    assert f"{'rose by 24%' if way > 0 else 'fell by 31%'} of its mean" in reason.text
+    assert judged.is_valid
+    assert msgspec.structs.replace(judged, limits=()) == record
+
+
+@pytest.mark.parametrize(
+    "tenths",
+    [
+        STEADY,
+        # Steadily, but next to nothing.
+        tuple(1_000_000 + number * 5_000 for number in range(10)),
+        # Much, but not steadily: one part was slow.
+        (*STEADY[:-1], 9_000_000),
+        # Too few to say.
+        (1_000_000, 2_000_000, 3_000_000, *[None] * 7),
+        (1_000_000,) * 10,
+        (None,) * 10,
+        (),
+    ],
+)
+def test_what_only_scatters_does_not_drift(tenths: tuple[int | None, ...]) -> None:
+    assert _judge(_make_record(tenths_ns=tenths)).limits == ()
+
+
+def test_few_runs_without_a_drift_are_flagged() -> None:
+    chance = random.Random(1)
+    flagged = sum(
+        bool(_judge(_make_record(tenths_ns=tuple(round(chance.gauss(1e6, 2e5)) for _ in range(10)))).limits)
+        for _ in range(300)
+    )
+    assert flagged <= 6
 
 
 def test_unknown_counters_are_no_reason() -> None:

@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from reqpath.bench.generator import BROKEN, DROPPED, SLICE_NS, TIMED_OUT, Outcome, Row
 from reqpath.bench.histogram import encode_histogram, make_histogram
@@ -26,6 +26,8 @@ from reqpath.path import RequestPath
 from reqpath.record import WorkerRecord
 from reqpath.tiers import INDEX, NAMES, STAMPS, WORKER_SEGMENTS
 
+#: Parts of the measured time whose latencies are told one by one.
+PARTS: Final = 10
 #: What a worker sleeps in that is a call of its own.
 _CALLS = frozenset(("mysql.connect", "mysql.query", "mysql.commit", "uwsgi.send"))
 _KINDS = {BROKEN: "connection broken", TIMED_OUT: "timeout"}
@@ -56,6 +58,8 @@ class Account:
     lag: str
     whole: Slice
     slowest: Slice
+    #: As in `result.RunRecord`.
+    tenths_ns: tuple[int | None, ...]
     #: Mean number of requests under way in each slice of the measured time.
     in_flight_slices: tuple[float, ...]
     #: As Little's law has it: the arrival rate times the mean time under way; None when nothing was answered.
@@ -94,6 +98,7 @@ def account(outcome: Outcome, paths: Mapping[str, RequestPath], *, warm_up_ns: i
         lag=encode_histogram(make_histogram(row.lag_ns for row in sent)),
         whole=sum_up(joined),
         slowest=sum_up(joined[-math.ceil(len(joined) / 100) :] if joined else []),
+        tenths_ns=_average_parts(answered, start_ns, window_ns),
         in_flight_slices=outcome.in_flight[-(-warm_up_ns // SLICE_NS) : (warm_up_ns + window_ns) // SLICE_NS],
         in_flight_expected=sum(row.latency_ns - row.lag_ns for row in sent) / window_ns if answered else None,
     )
@@ -150,6 +155,15 @@ def _look_through_lens(worker: WorkerRecord) -> dict[str, int] | None:
         "calls": calls_ns,
         "other": blocked_ns - calls_ns,
     }
+
+
+def _average_parts(answered: Iterable[Row], start_ns: int, window_ns: int) -> tuple[int | None, ...]:
+    """Return the mean latency of each tenth of the measured time, by when the requests were planned."""
+    parts: list[list[int]] = [[] for _ in range(PARTS)]
+    for row in answered:
+        part = (row.planned_ns - start_ns) * PARTS // max(1, window_ns)
+        parts[min(part, PARTS - 1)].append(row.latency_ns)
+    return tuple(round(sum(part) / len(part)) if part else None for part in parts)
 
 
 def _name_failure(status: int) -> str:

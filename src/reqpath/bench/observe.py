@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from scipy import stats
 
 from reqpath.bench.histogram import decode_histogram, percentile_ns
 from reqpath.bench.result import Reason, RunRecord
@@ -37,6 +38,11 @@ MOST_STEAL: Final = 0.02
 MOST_FAILED: Final = 0.01
 #: Of the processors' time, where nothing is left for a further request.
 BUSY: Final = 0.97
+
+#: How likely a run's latency is to go one way by chance as steadily as one that is called drifting.
+DRIFT_P: Final = 0.01
+#: And by how much of its mean it goes from the begin to the end.
+DRIFT: Final = 0.1
 
 #: What nginx's log says of a Unix socket that took no connection. Source: unix(7), connect(2), EAGAIN.
 _REFUSED = re.compile(rb"\(11: Resource temporarily unavailable\) while connecting to upstream")
@@ -207,6 +213,7 @@ def _find_limits(record: RunRecord, shared_processors: int, realtime: bool) -> l
                 "they wait for",
             )
         )
+    found += _find_drift(record)
     if not realtime:
         found.append(
             Reason(
@@ -222,3 +229,25 @@ def _find_limits(record: RunRecord, shared_processors: int, realtime: bool) -> l
             )
         )
     return found
+
+
+def _find_drift(record: RunRecord) -> list[Reason]:
+    """Tell a latency that went one way all the while; the run is left as it is."""
+    known = [(part, mean_ns) for part, mean_ns in enumerate(record.tenths_ns) if mean_ns is not None]
+    if len({mean_ns for _, mean_ns in known}) < 2:
+        return []
+    parts, means_ns = zip(*known, strict=True)
+    if not stats.kendalltau(parts, means_ns).pvalue <= DRIFT_P:
+        return []
+    # The median of the slopes between all pairs of tenths, which one odd tenth does not move.
+    change_ns = stats.theilslopes(means_ns, parts).slope * (len(record.tenths_ns) - 1)
+    share = change_ns / statistics.fmean(means_ns)
+    if abs(share) <= DRIFT:
+        return []
+    what = "rose" if share > 0 else "fell"
+    return [
+        Reason(
+            "drift",
+            f"the latency {what} by {abs(share):.0%} of its mean from its begin to its end",
+        )
+    ]

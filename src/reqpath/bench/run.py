@@ -312,6 +312,7 @@ class _Session:
             failures=sums.failures,
             dropped=sums.dropped,
             latency=sums.latency,
+            tenths_ns=sums.tenths_ns,
             lag=sums.lag,
             whole=sums.whole,
             slowest=sums.slowest,
