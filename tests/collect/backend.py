@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,7 +30,8 @@ class Backend:
 
     def __init__(self) -> None:
         self.port = 0
-        self.lock = threading.Lock()
+        # A test looks at what has arrived between two requests as well.
+        self.lock = threading.RLock()
         #: Of each accepted request its bytes, of each request its status and headers.
         self.bodies: list[bytes] = []
         self.statuses: list[int] = []
@@ -42,8 +42,6 @@ class Backend:
         self._arrived: list[str] = []
         self._server: ThreadingHTTPServer | None = None
         self._cuts = 0
-        #: When the latest answer was sent, ns since the epoch.
-        self.answered_ns = 0
 
     @property
     def url(self) -> str:
@@ -104,11 +102,14 @@ class Backend:
         if server is None:
             return
         server.shutdown()
-        for connection in list(server.connections):  # type: ignore[attr-defined]  # of the class above
-            try:
-                connection.shutdown(2)
-            except OSError:
-                continue
+
+        def cut() -> None:
+            for connection in list(server.connections):  # type: ignore[attr-defined]  # of the class above
+                with suppress(OSError):
+                    connection.shutdown(2)
+
+        # Nothing that it has taken stays without its answer.
+        self.between_requests(cut)
         server.server_close()
 
     def between_requests(self, action: Callable[[], None]) -> None:
@@ -129,7 +130,7 @@ class Backend:
         if reply.hang is not None:
             reply.hang.wait(30)
         with self.lock:
-            if cuts != self._cuts:
+            if cuts != self._cuts or self._server is None:
                 handler.close_connection = True
                 return
             self.statuses.append(reply.status)
@@ -146,7 +147,6 @@ class Backend:
                 handler.send_header("Retry-After", reply.retry_after)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
-            self.answered_ns = time.time_ns()
 
 
 def _list_spans(request: ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
