@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from reqpath.bench.observe import (
     Counters,
     count_shared_processors,
     judge_run,
+    parse_drops,
     parse_listen_overflows,
     parse_ticks,
     read_counters,
@@ -32,6 +35,15 @@ TcpExt: SyncookiesSent ListenOverflows ListenDrops
 TcpExt: 0 17 18
 IpExt: InNoRoutes InTruncatedPkts
 IpExt: 1 0
+"""
+_SS = """\
+LISTEN 2      1      127.0.0.1:8080 0.0.0.0:*
+\t skmem:(r0,rb131072,t0,tb16384,f0,w0,o0,bl0,d8)
+LISTEN 0      80           *:3306         *:*   users:(("mariadbd",pid=7,fd=12))
+\t skmem:(r0,rb131072,t0,tb16384,f0,w0,o0,bl0,d0)
+LISTEN 0      1         [::]:8080      [::]:*     skmem:(r0,rb131072,t0,tb16384,f0,w0,o0,bl0,d7)
+LISTEN 0      128    10.0.0.1%eth0:22   0.0.0.0:*
+\t skmem:(r0,rb131072,t0,tb16384,f0,w0,o0,bl0,d1)
 """
 
 
@@ -62,6 +74,7 @@ def _make_record(**changes: Any) -> RunRecord:
         "in_flight": 1.02,
         "in_flight_expected": 1.0,
         "listen_overflows": 0,
+        "listen_queues": {"nginx": 0, "uwsgi": 0},
         "steal_share": 0.001,
         "cpu_share": 0.6,
         "generator_share": 0.02,
@@ -112,7 +125,11 @@ def test_some_late_sends_are_no_reason() -> None:
     ("changes", "in_flight", "words"),
     [
         ({"dropped": 12}, (1.0,) * 90, "12 arrivals (1.2%)"),
-        ({"listen_overflows": 3}, (1.0,) * 90, "the listen queue was full 3 times"),
+        (
+            {"listen_overflows": 3, "listen_queues": {"nginx": 0, "uwsgi": 3}},
+            (1.0,) * 90,
+            "the listen queue of uwsgi was full 3 times",
+        ),
         ({"cpu_share": 0.99}, (1.0,) * 90, "busy 99% of the time"),
         ({}, tuple(float(number) for number in range(90)), "grew from 14.5 to 74.5"),
     ],
@@ -205,6 +222,7 @@ def test_the_kernels_lines_are_read() -> None:
     assert parse_ticks("cpu  100 20 30 4000 50 6 7 8 9 1") == (4_221, 4_050, 8)
     assert parse_listen_overflows(_NETSTAT) == 17
     assert parse_listen_overflows("IpExt: A\nIpExt: 1\n") is None
+    assert parse_drops(_SS) == {8080: 15, 3306: 0, 22: 1}
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=8, max_size=8), st.integers(1, 10**6))
@@ -221,14 +239,56 @@ def test_without_time_or_counters_nothing_is_claimed() -> None:
     at = Counters(10, 5, 0, None, 0)
     observed = subtract(at, at)
     assert (observed.steal_share, observed.cpu_share, observed.listen_overflows) == (None, None, None)
+    assert observed.listen_queues == {}
+
+
+def test_full_queues_are_those_of_the_runs_own_sockets() -> None:
+    before = Counters(10, 5, 0, 100, 2, {"nginx": 1, "uwsgi": 0})
+    after = Counters(20, 9, 0, 900, 6, {"nginx": 1, "uwsgi": 3})
+    observed = subtract(before, after)
+    # What other programs' sockets refused is not the run's.
+    assert observed.listen_queues == {"nginx": 0, "uwsgi": 7}
+    assert observed.listen_overflows == 7
+
+
+def test_what_is_counted_for_all_programs_is_said_to_be() -> None:
+    judged = _judge(_make_record(listen_queues={}))
+    assert [reason.name for reason in judged.limits] == ["all programs' listen queues"]
+    assert judged.is_valid
+
+
+def test_a_full_queue_is_counted_at_its_own_socket(tmp_path: Path) -> None:
+    log = tmp_path / "nginx.log"
+    log.touch()
+    with contextlib.ExitStack() as stack:
+        full, other = (stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1)) for _ in "12")
+        ports = {"nginx": full.getsockname()[1], "uwsgi": other.getsockname()[1]}
+        before = read_counters(str(log), ports)
+        if before.tcp_drops is None:
+            pytest.skip("no `ss`, or a kernel that does not tell it")
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        observed = subtract(before, read_counters(str(log), ports))
+    assert observed.listen_queues["nginx"] > 0
+    assert observed.listen_queues["uwsgi"] == 0
+
+
+def test_a_socket_that_is_not_told_of_leaves_all_unknown(tmp_path: Path) -> None:
+    log = tmp_path / "nginx.log"
+    log.touch()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert read_counters(str(log), {"nginx": port}).tcp_drops is None
 
 
 def test_the_machines_counters_are_read_with_nginxs_log(tmp_path: Path) -> None:
     log = tmp_path / "nginx.log"
     log.write_text(_REFUSAL)
-    before = read_counters(str(log))
+    before = read_counters(str(log), {})
     log.write_text(_REFUSAL * 3)
-    after = read_counters(str(log))
+    after = read_counters(str(log), {})
     assert (before.unix_refusals, after.unix_refusals) == (1, 3)
     assert after.total_ticks >= before.total_ticks > before.idle_ticks
 

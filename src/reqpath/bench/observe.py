@@ -3,14 +3,15 @@
 The machine is read before and after a run; the difference is `Observed`. With it and what the clients saw,
 `judge_run` names each reason in words::
 
-    before = read_counters(nginx_log)
+    before = read_counters(nginx_log, {"nginx": 8080})
     …the run…
-    observed = subtract(before, read_counters(nginx_log))
+    observed = subtract(before, read_counters(nginx_log, {"nginx": 8080}))
     judge_run(record, in_flight=outcome.in_flight[20:], shared_processors=2, realtime=True)
       →  the record with invalid=(Reason('generator lag', "the generator's p99 lag is 91 µs, 11 % of …"),)
 
-Counts are the machine's, or its network namespace's: what others do meanwhile is in them too, as it is in the
-run's times.
+Processors' time is the machine's: what others do meanwhile is in it too, as it is in the run's times. Full
+listen queues are counted for each of the run's sockets, by the kernel for TCP and by nginx, which is refused,
+for Unix sockets. Without the program `ss` TCP's are those of all programs in the network namespace.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from __future__ import annotations
 import os
 import re
 import statistics
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +48,11 @@ DRIFT: Final = 0.1
 
 #: What nginx's log says of a Unix socket that took no connection. Source: unix(7), connect(2), EAGAIN.
 _REFUSED = re.compile(rb"\(11: Resource temporarily unavailable\) while connecting to upstream")
+#: A listening socket's local port, and what it dropped: `LISTEN 0 100 127.0.0.1:8080 …  skmem:(…,d3)`.
+_LISTENING = re.compile(
+    r"^LISTEN +\d+ +\d+ +\S+:(\d+) [^\n]*(?:\n[ \t]+)?skmem:\([^)]*\bd(\d+)\)", re.MULTILINE
+)
+_SS_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +63,12 @@ class Counters:
     total_ticks: int
     idle_ticks: int
     steal_ticks: int
-    #: Connections over TCP that found the server's queue full; None: not known.
+    #: Connections over TCP that found a queue full, in all of the network namespace; None: not known.
     tcp_overflows: int | None
     #: Times that nginx was refused by a full queue of a Unix socket.
     unix_refusals: int
+    #: Connections that each server's socket did not take, TCP; None: not known by socket.
+    tcp_drops: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,12 @@ class Observed:
     cpu_share: float | None
     #: Connections that a full listen queue did not take, TCP and Unix; None: not known.
     listen_overflows: int | None
+    #: The same by server; empty when it is known only together with other programs' sockets.
+    listen_queues: dict[str, int]
 
 
-def read_counters(nginx_log: str) -> Counters:
-    """Read the counters now; `nginx_log` is nginx's error log.
+def read_counters(nginx_log: str, ports: Mapping[str, int]) -> Counters:
+    """Read the counters now; `nginx_log` is nginx's error log, `ports` each server's that listens on TCP.
 
     Source: proc_stat(5), proc_net(5).
     """
@@ -88,7 +99,24 @@ def read_counters(nginx_log: str) -> Counters:
         overflows = None
     with open(nginx_log, "rb") as log:
         refusals = sum(1 for line in log if _REFUSED.search(line))
-    return Counters(*ticks, tcp_overflows=overflows, unix_refusals=refusals)
+    return Counters(*ticks, tcp_overflows=overflows, unix_refusals=refusals, tcp_drops=_read_drops(ports))
+
+
+def _read_drops(ports: Mapping[str, int]) -> dict[str, int] | None:
+    """Ask the kernel, by iproute2's `ss`, what each listening socket has dropped."""
+    try:
+        told = subprocess.run(
+            ["ss", "-ltmnH"],
+            capture_output=True,
+            text=True,
+            timeout=_SS_S,
+            check=True,
+            env={"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    drops = parse_drops(told)
+    return {name: drops[port] for name, port in ports.items()} if set(ports.values()) <= set(drops) else None
 
 
 def subtract(before: Counters, after: Counters) -> Observed:
@@ -97,14 +125,33 @@ def subtract(before: Counters, after: Counters) -> Observed:
     idle = after.idle_ticks - before.idle_ticks
     steal = after.steal_ticks - before.steal_ticks
     refusals = after.unix_refusals - before.unix_refusals
-    known = before.tcp_overflows is not None and after.tcp_overflows is not None
+    queues: dict[str, int] = {}
+    overflows = None
+    if before.tcp_drops is not None and after.tcp_drops is not None:
+        queues = {name: drops - before.tcp_drops[name] for name, drops in after.tcp_drops.items()}
+        # nginx is refused by nobody else.
+        queues["uwsgi"] = queues.get("uwsgi", 0) + refusals
+        overflows = sum(queues.values())
+    elif before.tcp_overflows is not None and after.tcp_overflows is not None:
+        overflows = refusals + after.tcp_overflows - before.tcp_overflows
     return Observed(
         steal_share=steal / total if total else None,
         cpu_share=(total - idle - steal) / total if total else None,
-        listen_overflows=(
-            refusals + (after.tcp_overflows or 0) - (before.tcp_overflows or 0) if known else None
-        ),
+        listen_overflows=overflows,
+        listen_queues=queues,
     )
+
+
+def parse_drops(text: str) -> dict[int, int]:
+    """Return the drops of each listening port, of what `ss -ltmnH` prints.
+
+    Source: ss(8), `--memory`; the kernel's tcp_listendrop, which counts a full queue at its socket.
+    """
+    drops: dict[int, int] = {}
+    for port, count in _LISTENING.findall(text):
+        # One port can have several sockets: one for each address, or for each process.
+        drops[int(port)] = drops.get(int(port), 0) + int(count)
+    return drops
 
 
 def parse_ticks(line: str) -> tuple[int, int, int]:
@@ -155,7 +202,9 @@ def _find_saturation(record: RunRecord, in_flight: Sequence[float]) -> list[Reas
         share = record.dropped / max(1, record.planned)
         found.append(f"{record.dropped} arrivals ({share:.1%}) found all connections waiting for an answer")
     if record.listen_overflows:
-        found.append(f"the listen queue was full {record.listen_overflows} times")
+        queues = [name for name, count in record.listen_queues.items() if count]
+        whose = f"of {' and '.join(queues)} " if queues else ""
+        found.append(f"the listen queue {whose}was full {record.listen_overflows} times")
     if record.cpu_share is not None and record.cpu_share > BUSY:
         found.append(f"the processors were busy {record.cpu_share:.0%} of the time")
     third = len(in_flight) // 3
@@ -214,6 +263,13 @@ def _find_limits(record: RunRecord, shared_processors: int, realtime: bool) -> l
             )
         )
     found += _find_drift(record)
+    if record.listen_overflows is not None and not record.listen_queues:
+        found.append(
+            Reason(
+                "all programs' listen queues",
+                "full listen queues were counted for all programs here together: `ss` tells them apart",
+            )
+        )
     if not realtime:
         found.append(
             Reason(

@@ -101,6 +101,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     generator_share: float | None
     #: How good nginx's stamps are.
     resolution_ns: int
+    #: `listen_overflows` by server, where each listening socket is known by itself; empty: it is not.
+    listen_queues: dict[str, int] = {}
     #: Mean latency of what was planned in each tenth of the measured time; None: nothing of it was answered.
     tenths_ns: tuple[int | None, ...] = ()
     #: The cell could not keep up with what it was sent: its times are those of the queue, not of the cell.

@@ -319,6 +319,7 @@ class _Session:
             in_flight=sums.in_flight,
             in_flight_expected=sums.in_flight_expected,
             listen_overflows=observed.listen_overflows,
+            listen_queues=observed.listen_queues,
             steal_share=observed.steal_share,
             cpu_share=observed.cpu_share,
             generator_share=outcome.cpu_ns / outcome.elapsed_ns / processors,
@@ -334,22 +335,33 @@ class _Session:
 
     def _generate(self, traffic: Traffic, deployment: Deployment) -> tuple[Outcome, Observed]:
         """Send the load; what the machine did is observed from the warm-up's end on, to a second."""
-        log = deployment.nginx.log_path
-        before = read_counters(log)
+        log, ports = deployment.nginx.log_path, _list_ports(deployment)
+        before = read_counters(log, ports)
         measured_s = time.monotonic() + self._plan.warm_up_s
 
         def watch() -> None:
             nonlocal before
             if time.monotonic() < measured_s:
-                before = read_counters(log)
+                before = read_counters(log, ports)
             self._watch(deployment)
 
         outcome = generate(traffic, while_running=watch)
-        return outcome, subtract(before, read_counters(log))
+        return outcome, subtract(before, read_counters(log, ports))
 
     def _watch(self, deployment: Deployment) -> None:
         deployment.check_alive()
         self._report()
+
+
+def _list_ports(deployment: Deployment) -> dict[str, int]:
+    """Return the ports on which the deployment's servers take their connections over TCP."""
+    topology, placement = deployment.topology, deployment.placement
+    ports = {"nginx": placement.nginx_port}
+    if topology.transport == "tcp":
+        ports["uwsgi"] = placement.uwsgi_port
+    if topology.database_transport == "tcp" and deployment.database is not None:
+        ports["database"] = deployment.database.port
+    return ports
 
 
 def _check_app(deployment: Deployment, path: str) -> None:
