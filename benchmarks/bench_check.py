@@ -195,13 +195,9 @@ def judge_repetitions(repetitions: Sequence[Repetition]) -> tuple[int, str]:
     return PASSED, f"passed: {text}"
 
 
-def judge_planted(question: Question) -> Planted:
+def judge_planted(question: Question, mean: Comparison, own: Comparison) -> Planted:
     """Say whether what was planted was found, where it was planted, and as large as it was."""
     planted_us = int(question.second)
-    mean, own = question.mean, question.own
-    if mean is None or own is None:
-        reasons = "; ".join(pair.left_out for pair in question.pairs)
-        raise click.ClickException(f"{planted_us} µs: {reasons}")
     tier = mean.carriers[0] if mean.carriers else None
     passed, finding = _judge_found(planted_us * 1_000, mean, own)
     return Planted(
@@ -256,9 +252,14 @@ def _holds(comparison: Comparison, planted_ns: int) -> bool:
 
 def judge_all_planted(verdict: Verdict) -> tuple[int, str, list[Planted]]:
     """Return the exit code, the verdict and what it rests on."""
-    if verdict.control.mean is None or verdict.control.mean.outcome == "undecided":
-        return UNDECIDED, "no verdict: too few valid blocks", []
-    found = [judge_planted(question) for question in verdict.questions if question.first == "0"]
+    asked = [question for question in verdict.questions if question.first == "0"]
+    found = [
+        judge_planted(question, question.mean, question.own)
+        for question in asked
+        if question.mean is not None and question.own is not None
+    ]
+    if len(found) < len(asked) or any("undecided" in (one.outcome, one.own_outcome) for one in found):
+        return UNDECIDED, "no verdict: too few valid blocks", found
     largest = max(found, key=lambda one: one.planted_us)
     passed = all(one.passed for one in found) and largest.outcome == "different"
     text = "; ".join(f"{one.planted_us} µs: {one.finding}" for one in found)
@@ -327,7 +328,7 @@ def aa(*, repetitions: int, blocks: int, seconds: float, warm_up: float, load: f
 
 
 @main.command()
-@common(12, 6.0, 0.1, "check-planted.json")
+@common(12, 6.0, 0.15, "check-planted.json")
 def planted(*, blocks: int, seconds: float, warm_up: float, load: float, seed: int, output: str,
             keep: str | None) -> None:  # fmt: skip
     """Plant a known delay in each query of a cell, and have it found."""
