@@ -20,10 +20,8 @@ process has made follow from the path's own, so the same path always gives the s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -33,21 +31,20 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 import reqpath
 from reqpath import conventions as names
+from reqpath.collect.attributes import (
+    Attributes,
+    describe_attempt,
+    describe_line,
+    describe_method,
+    describe_operation,
+    describe_timing,
+    describe_worker,
+)
 from reqpath.collect.clocks import ClockOffset, bound_offset, shift_nginx
 from reqpath.instants import find_end_ns, find_first_ns, find_templates
-from reqpath.path import METHODS, RequestPath
-from reqpath.record import (
-    AppSpan,
-    Attempt,
-    AttributeValue,
-    NginxRecord,
-    Operation,
-    WorkerRecord,
-    WriterInfo,
-)
+from reqpath.path import RequestPath
+from reqpath.record import Attempt, AttributeValue, Operation, WorkerRecord, WriterInfo
 from reqpath.tiers import INDEX, Timing
-
-_Attributes = dict[str, Any]
 
 _SCOPE: Final = InstrumentationScope(names.SCOPE, reqpath.__version__)
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -59,23 +56,10 @@ _MS: Final = 1_000_000
 #: An app can give its events any instant; readers take 63 bits.
 _LATEST_NS: Final = (1 << 63) - 1
 
-_WORKER_SEGMENT_KEYS: Final = names.SEGMENT_KEYS[INDEX["flask.middleware"] : INDEX["uwsgi.send"] + 1]
 _SEND: Final = INDEX["uwsgi.send"]
 _QUEUE: Final = INDEX["queue"]
 _GIL: Final = INDEX["uwsgi.gil"]
 
-_worker_fields: Final = attrgetter(*names.WORKER_FIELDS.values())
-_nginx_fields: Final = attrgetter(*names.NGINX_FIELDS.values())
-_nginx_instants: Final = attrgetter(*names.NGINX_INSTANTS)
-_attempt_fields: Final = attrgetter(*names.ATTEMPT_FIELDS.values())
-_operation_fields: Final = attrgetter(*names.OPERATION_FIELDS.values())
-
-_PORT: Final = re.compile(r"(0|[1-9]\d{0,4})", re.ASCII)
-_PROTOCOL: Final = re.compile(r"HTTP/(\d)\.(\d)", re.ASCII)
-_WORD: Final = re.compile(r"(?:\s|/\*.*?\*/|\()*([A-Za-z]{1,16})\b", re.ASCII | re.DOTALL)
-#: Statements whose rows come back; of any other, rows are those that it changed.
-_RETURNING: Final = frozenset(("SELECT", "SHOW", "WITH", "DESCRIBE", "DESC", "EXPLAIN", "TABLE", "VALUES"))
-_CLIENT_CLOSED: Final = 499
 #: What nginx did when it ended before the worker, by its status.
 _GIVEN_UP: Final = {499: "client closed the connection", 504: "nginx gave up waiting"}
 
@@ -94,7 +78,7 @@ def build_spans(
     """
     timing = path.timing
     builder = _Builder(path, timing, path.info.service_name if path.info else service_name)
-    facts = _describe_timing(timing)
+    facts = describe_timing(timing)
     if kept is not None:
         facts[names.KEPT] = kept
     if offset is not None:
@@ -123,7 +107,7 @@ class _Builder:
         self._name = names.name_request(path.method, path.worker.route if path.worker else None)
         self._base = 0
 
-    def build(self, facts: _Attributes) -> None:
+    def build(self, facts: Attributes) -> None:
         path = self._path
         worker, nginx = path.worker, path.nginx
         if nginx is None:
@@ -131,7 +115,7 @@ class _Builder:
             self._build_without_line(worker, facts)
             return
         self._seed(nginx.span_id)
-        method = _describe_method(nginx.method)
+        method = describe_method(nginx.method)
         attempts = _place_attempts(path)
         starts = [worker.nginx_start_ns if worker else None, nginx.start_ns]
         start_ns = min(
@@ -146,7 +130,7 @@ class _Builder:
         # A span of no length is one that Jaeger warns of.
         end_ns = max(end_ns, start_ns + 1)
         resource = _build_resource(self._service + names.NGINX_SUFFIX)
-        attributes = _describe_line(nginx, start_ns, self._shift_ns, method)
+        attributes = describe_line(nginx, start_ns, self._shift_ns, method)
         if worker is None:
             attributes |= facts
         events: tuple[Event, ...] = ()
@@ -176,7 +160,7 @@ class _Builder:
                 self._new(names.FIRST_ATTEMPT + number),
                 root,
                 resource,
-                _describe_attempt(attempt, number, method),
+                describe_attempt(attempt, number, method),
                 start_ns=begin_ns,
                 end_ns=until_ns,
                 kind=SpanKind.CLIENT,
@@ -190,7 +174,7 @@ class _Builder:
         if worker is not None and not attempts:
             self._build_worker(worker, root, None, facts, links)
 
-    def _build_without_line(self, worker: WorkerRecord, facts: _Attributes) -> None:
+    def _build_without_line(self, worker: WorkerRecord, facts: Attributes) -> None:
         """Build what a worker's record knows by itself; the proxy before it may have had a span or not."""
         parent = self._context(worker.parent_id, remote=True) if worker.parent_id else None
         stamps_ns = [ns for ns in (worker.nginx_start_ns, worker.nginx_pass_ns) if ns is not None]
@@ -205,7 +189,7 @@ class _Builder:
                 self._new(8),
                 parent,
                 _build_resource(self._service + names.NGINX_SUFFIX),
-                {names.ROLE: names.PROXY, **_describe_method(worker.method)},
+                {names.ROLE: names.PROXY, **describe_method(worker.method)},
                 start_ns=begin_ns,
                 end_ns=end_ns,
                 kind=SpanKind.SERVER,
@@ -222,7 +206,7 @@ class _Builder:
         worker: WorkerRecord,
         parent: SpanContext | None,
         passed_ns: int | None,
-        facts: _Attributes | None,
+        facts: Attributes | None,
         links: Sequence[Link],
     ) -> None:
         """Build the spans from the queue inwards; `facts` None: of a worker that nginx gave up."""
@@ -232,10 +216,10 @@ class _Builder:
         app_start_ns = worker.app_start_ns
         segments = self._timing.segments
         uwsgi = _build_resource(self._service + names.UWSGI_SUFFIX, info)
-        method = _describe_method(worker.method)
+        method = describe_method(worker.method)
         failed = worker.status is not None and worker.status >= 500
         if facts is not None and passed_ns is not None and segments[_QUEUE] is not None:
-            attributes: _Attributes = {names.ROLE: names.QUEUE}
+            attributes: Attributes = {names.ROLE: names.QUEUE}
             if worker.transport is not None:
                 attributes["network.transport"] = worker.transport
             start_ns = min(max(passed_ns, worker.nginx_pass_ns or passed_ns), first_ns)
@@ -276,7 +260,7 @@ class _Builder:
                     )
         late_ns = (worker.exclusive_ns[-1] or 0) - (segments[_SEND] or 0)
         line = self._path.nginx if facts is not None else None
-        attributes = _describe_worker(worker, self._shift_ns, method, facts, late_ns, nginx=line)
+        attributes = describe_worker(worker, self._shift_ns, method, facts, late_ns, nginx=line)
         self._build_request(worker, parent, end_ns, info, attributes, links=links)
 
     def _build_request(
@@ -285,7 +269,7 @@ class _Builder:
         parent: SpanContext | None,
         end_ns: int,
         info: WriterInfo | None,
-        attributes: _Attributes,
+        attributes: Attributes,
         *,
         links: Sequence[Link],
     ) -> None:
@@ -358,7 +342,7 @@ class _Builder:
         app_start_ns = worker.app_start_ns
         start_ns = app_start_ns + operation.start_ns
         end_ns = app_start_ns + operation.end_ns
-        attributes = _describe_operation(operation)
+        attributes = describe_operation(operation)
         word = attributes.get("db.operation.name")
         target = operation.namespace or operation.server_address
         name = " ".join(part for part in (word or operation.kind, target) if part)
@@ -422,7 +406,7 @@ class _Builder:
         context: SpanContext,
         parent: SpanContext | None,
         resource: Resource,
-        attributes: _Attributes,
+        attributes: Attributes,
         *,
         start_ns: int,
         end_ns: int,
@@ -540,232 +524,6 @@ def _innermost(frames: Sequence[tuple[int, int, SpanContext]], start_ns: int, en
         if frame_start_ns <= start_ns and end_ns <= frame_end_ns:
             found = context
     return found
-
-
-def _describe_method(method: str) -> _Attributes:
-    if method in METHODS:
-        return {"http.request.method": method}
-    return {"http.request.method": "_OTHER", "http.request.method_original": method}
-
-
-def _describe_host(host: str | None) -> _Attributes:
-    """Split a Host header; one that is not name and port is kept whole."""
-    if host is None:
-        return {}
-    address, colon, port = host.rpartition(":")
-    if colon and address and _PORT.fullmatch(port) and (":" not in address or address.endswith("]")):
-        return {"server.address": address, "server.port": int(port)}
-    return {"server.address": host}
-
-
-def _describe_protocol(protocol: str | None) -> _Attributes:
-    if protocol is None:
-        return {}
-    match = _PROTOCOL.fullmatch(protocol)
-    if match is None:
-        return {names.PROTOCOL: protocol}
-    major, minor = match.groups()
-    return {"network.protocol.version": major if minor == "0" and major >= "2" else f"{major}.{minor}"}
-
-
-def _describe_timing(timing: Timing) -> _Attributes:
-    facts: _Attributes = {
-        key: value
-        for key, value in zip(names.SEGMENT_KEYS, timing.segments, strict=True)
-        if value is not None
-    }
-    facts[names.TOTAL] = timing.total_ns
-    facts[names.RESIDUAL] = timing.residual_ns
-    facts[names.RESOLUTION] = timing.resolution_ns
-    if timing.missing:
-        facts[names.MISSING] = timing.missing
-    if timing.skewed:
-        facts[names.SKEWED] = timing.skewed
-    if timing.clamped:
-        facts[names.CLAMPED] = timing.clamped
-    if timing.abandoned:
-        facts[names.ABANDONED] = True
-    return facts
-
-
-def _describe_line(nginx: NginxRecord, start_ns: int, shift_ns: int, method: _Attributes) -> _Attributes:
-    attributes: _Attributes = {
-        names.ROLE: names.NGINX,
-        **method,
-        "url.path": nginx.path,
-        **_describe_host(nginx.host),
-        **_describe_protocol(nginx.protocol),
-    }
-    for key, value in zip(names.NGINX_FIELDS, _nginx_fields(nginx), strict=True):
-        if value is not None:
-            attributes[key] = value
-    for key, value in zip(names.NGINX_INSTANTS.values(), _nginx_instants(nginx), strict=True):
-        if value is not None:
-            attributes[key] = value - shift_ns - start_ns
-    if nginx.status is not None and nginx.status >= 500:
-        attributes["error.type"] = str(nginx.status)
-    elif nginx.status == _CLIENT_CLOSED:
-        attributes[names.CLIENT_GONE] = True
-    if not nginx.sampled:
-        attributes[names.NOT_SAMPLED] = True
-    return attributes
-
-
-def _describe_attempt(attempt: Attempt, number: int, method: _Attributes) -> _Attributes:
-    attributes: _Attributes = {
-        names.ROLE: names.ATTEMPT,
-        names.ATTEMPT_NUMBER: number,
-        **method,
-        names.UPSTREAM: attempt.address,
-    }
-    if attempt.address.startswith("unix:"):
-        attributes["network.transport"] = "unix"
-        attributes["server.address"] = attempt.address.removeprefix("unix:")
-    else:
-        attributes["network.transport"] = "tcp"
-        attributes |= _describe_host(attempt.address)
-    for key, value in zip(names.ATTEMPT_FIELDS, _attempt_fields(attempt), strict=True):
-        if value is not None:
-            attributes[key] = value
-    if number:
-        attributes["http.request.resend_count"] = number
-    if attempt.status is None:
-        attributes["error.type"] = "_OTHER"
-    elif attempt.status >= 400:
-        attributes["error.type"] = str(attempt.status)
-    return attributes
-
-
-def _describe_worker(
-    worker: WorkerRecord,
-    shift_ns: int,
-    method: _Attributes,
-    facts: _Attributes | None,
-    late_ns: int,
-    *,
-    nginx: NginxRecord | None,
-) -> _Attributes:
-    """Describe the request; `facts` are its whole path's times, None for a worker that nginx gave up."""
-    attributes: _Attributes = {
-        names.ROLE: names.REQUEST,
-        **method,
-        "url.path": worker.path,
-        **_describe_host(worker.host),
-    }
-    if nginx is not None:
-        # Of the client, which only nginx has to do with.
-        attributes |= _describe_protocol(nginx.protocol)
-        for key, field in names.FROM_NGINX.items():
-            value = getattr(nginx, field)
-            if value is not None:
-                attributes[key] = value
-    if worker.route is not None:
-        attributes["http.route"] = worker.route
-    if worker.status is not None:
-        attributes["http.response.status_code"] = worker.status
-    if worker.exception is not None:
-        attributes["error.type"] = worker.exception[0]
-    elif worker.status is not None and worker.status >= 500:
-        attributes["error.type"] = str(worker.status)
-    for key, value in zip(names.WORKER_FIELDS, _worker_fields(worker), strict=True):
-        if value is not None:
-            attributes[key] = value
-    before_ns = worker.app_start_ns
-    for field, key in names.WORKER_INSTANTS.items():
-        value = getattr(worker, field)
-        if value is not None:
-            attributes[key] = value - before_ns - (shift_ns if field.startswith("nginx") else 0)
-    if facts is None:
-        attributes[names.RETRIED] = True
-        for key, value in zip(_WORKER_SEGMENT_KEYS, worker.exclusive_ns, strict=True):
-            if value is not None:
-                attributes[key] = value
-    else:
-        attributes |= facts
-        if late_ns:
-            attributes[names.LATE] = late_ns
-    if worker.dropped_operations:
-        attributes[names.DROPPED_OPERATIONS] = worker.dropped_operations
-    if worker.rejected_stamps:
-        attributes[names.REJECTED_STAMPS] = worker.rejected_stamps
-    if worker.timeline:
-        attributes[names.TIMELINE] = " ".join(map(str, worker.timeline))
-    if worker.span_status is not None:
-        attributes[names.APP_STATUS] = True
-    if worker.app_span is not None:
-        _add_app_span(attributes, worker.app_span, worker.trace_id)
-    if worker.app_samples:
-        attributes[names.APP_SAMPLES] = True
-    if not worker.sampled:
-        attributes[names.NOT_SAMPLED] = True
-    if worker.attributes:
-        _add_attributes_of_app(attributes, worker.attributes)
-    return attributes
-
-
-def _add_app_span(attributes: _Attributes, app_span: AppSpan, trace_id: str) -> None:
-    attributes[names.APP_SPAN] = app_span.span_id
-    if app_span.trace_id != trace_id:
-        attributes[names.APP_TRACE] = app_span.trace_id
-    for key, field in names.APP_SPAN_FIELDS.items():
-        value = getattr(app_span, field)
-        if value is not None:
-            attributes[key] = value
-
-
-def _add_attributes_of_app(attributes: _Attributes, of_app: dict[str, AttributeValue]) -> None:
-    """Let what the app set stand, as an SDK does, and keep reqpath's own values beside it.
-
-    Of the names that are reqpath's alone it is the app's values that go beside.
-    """
-    doubled = []
-    for key, value in of_app.items():
-        if key not in names.REQUEST_KEYS:
-            attributes[key] = value
-        elif key.startswith(names.PREFIX):
-            attributes[names.OF_APP + key] = value
-        else:
-            doubled.append(key)
-            if key in attributes:
-                attributes[names.OWN + key] = attributes[key]
-            attributes[key] = value
-    if doubled:
-        attributes[names.APP_ATTRIBUTES] = sorted(doubled)
-
-
-def _describe_operation(operation: Operation) -> _Attributes:
-    attributes: _Attributes = {names.ROLE: names.OPERATION, "db.system.name": "mysql"}
-    for key, value in zip(names.OPERATION_FIELDS, _operation_fields(operation), strict=True):
-        if value is not None:
-            attributes[key] = value
-    word = None
-    if operation.kind != "query":
-        word = operation.kind.upper() if operation.kind in ("commit", "rollback") else None
-    elif operation.statement is not None:
-        word = _name_statement(operation.statement)
-    if word is not None:
-        attributes["db.operation.name"] = word
-    if operation.rows is not None:
-        attributes[names.RETURNED_ROWS if word in _RETURNING else names.AFFECTED_ROWS] = operation.rows
-    if operation.first_byte_ns is not None:
-        attributes[names.FIRST_BYTE] = operation.first_byte_ns - operation.start_ns
-    if operation.error is not None:
-        kind, separator, code = operation.error.partition(": ")
-        attributes["error.type"] = kind
-        if separator:
-            attributes["db.response.status_code"] = code
-    if operation.concurrent:
-        attributes[names.CONCURRENT] = True
-    for name, duration_ns in operation.phases:
-        attributes[f"{names.PHASE}{name}_ns"] = duration_ns
-    return attributes
-
-
-@lru_cache(maxsize=4_096)
-def _name_statement(statement: str) -> str | None:
-    """Return the word that a statement begins with, which is what it does; None where it has none."""
-    match = _WORD.match(statement)
-    return None if match is None else match[1].upper()
 
 
 def _judge(worker: WorkerRecord) -> Status:
