@@ -7,8 +7,8 @@ are kept and says when they are done::
     kept = tail.take()           the exporting thread: waits for paths that are kept
     tail.done(kept)              … the backend has them, and the spool remembers it
 
-A record is open from when it is read until its path is done, and the checkpoint holds all that are open. As
-long as the exporting thread has enough to do, nothing more is read: the spool holds the rest.
+A record is open from when it is read until its path is done, and the checkpoint holds the places of all that
+are open. As long as the exporting thread has enough to do, nothing more is read: the spool holds the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import repeat
 from typing import Final, Protocol, cast
 
 from reqpath.collect.checkpoint import (
@@ -48,9 +48,6 @@ _NEVER_NS: Final = 1 << 62
 #: How often the checkpoint is written when nothing is exported.
 _CHECKPOINT_NS: Final = 1_000_000_000
 
-#: A record that is open, file and offset of its batch, and its number in the batch.
-_Open = tuple[Record, tuple[str, int], int]
-
 
 class Observer(Protocol):
     """Sees each path, kept or not."""
@@ -67,8 +64,8 @@ class Kept:
     path: RequestPath
     reason: str
     offset: ClockOffset | None
-    #: As it was read.
-    original: RequestPath
+    #: Where its records are, for the checkpoint.
+    places: KeptPath
 
     @property
     def spans(self) -> int:
@@ -116,8 +113,8 @@ class Tail:
         self._reading: Iterator[Batch] | None = None
         self._changed = threading.Condition()
         self._ending = False
-        #: By the record's identity, which is its own as long as it is held here.
-        self._open: dict[int, _Open] = {}
+        #: The records that wait, by their identity, which is their own as long as they are held here.
+        self._waiting: dict[int, tuple[Record, Place]] = {}
         self._pending: deque[Kept] = deque()
         self._taken: list[Kept] = []
         self._start_ns = self._aged_ns = self._saved_ns = self._pass_ns = monotonic_ns()
@@ -221,8 +218,6 @@ class Tail:
         with self._changed:
             finished = set(map(id, batch))
             self._taken = [kept for kept in self._taken if id(kept) not in finished]
-            for kept in batch:
-                self._close(kept.original)
             self._changed.notify_all()
             self._save()
 
@@ -245,14 +240,15 @@ class Tail:
 
     def _take_in(self, info: WriterInfo, records: list[Record]) -> None:
         # No bytecode for each record, of which there are two per request.
-        opened = zip(records, repeat(self.reader.place), count())
-        self._open.update(zip(map(id, records), opened, strict=True))
+        name, offset = self.reader.place
+        places = zip(repeat(name), repeat(offset), range(len(records)))
+        self._waiting.update(zip(map(id, records), zip(records, places, strict=True), strict=True))
         kind = NginxRecord if info.kind == "nginx" else WorkerRecord
         if set(map(type, records)) != {kind}:
             # The join takes none of the other kind.
             for record in records:
                 if type(record) is not kind:
-                    del self._open[id(record)]
+                    del self._waiting[id(record)]
         self._unsaved = True
         # Without any line after the first wait nginx sends none, so that records need not wait.
         self._joiner.expect_nginx = self.reader.has_nginx_lines or (
@@ -269,44 +265,31 @@ class Tail:
 
     def _judge(self, paths: list[RequestPath]) -> None:
         decide, correct, observe = self.keeper.decide, self.clocks.correct, self._observe
+        close = self._close
         self.joined += len(paths)
         for original in paths:
             path, offset = correct(original)
             reason = decide(path)
             if observe is not None:
                 observe(path, kept=reason is not None)
-            if reason is None:
-                self._close(original)
-            else:
-                self._pending.append(Kept(path, reason, offset, original))
+            worker = None if original.worker is None else close(original.worker)
+            nginx = None if original.nginx is None else close(original.nginx)
+            retried = list(map(close, original.retried))
+            if reason is not None:
+                places = KeptPath(reason, worker, nginx, retried, offset)
+                self._pending.append(Kept(path, reason, offset, places))
         if self._pending:
             self._changed.notify_all()
 
-    def _close(self, path: RequestPath) -> None:
-        close = self._open.pop
-        if path.worker is not None:
-            close(id(path.worker))
-        if path.nginx is not None:
-            close(id(path.nginx))
-        for record in path.retried:
-            close(id(record))
+    def _close(self, record: Record) -> Place:
+        """Return the place of a record that waits no more, and forget it."""
+        return self._waiting.pop(id(record))[1]
 
     def _save(self) -> None:
-        places = {key: (*batch, number) for key, (_record, batch, number) in self._open.items()}
-
-        def take_place(record: Record | None) -> Place | None:
-            return None if record is None else places.pop(id(record))
-
-        kept = []
-        for one in (*self._taken, *self._pending):
-            path = one.original
-            retried = [places.pop(id(record)) for record in path.retried]
-            kept.append(
-                KeptPath(one.reason, take_place(path.worker), take_place(path.nginx), retried, one.offset)
-            )
         waiting: dict[tuple[str, int], list[int]] = {}
-        for name, offset, number in places.values():
+        for _record, (name, offset, number) in self._waiting.values():
             waiting.setdefault((name, offset), []).append(number)
+        kept = [one.places for one in (*self._taken, *self._pending)]
         self._saved_ns = self._monotonic_ns()
         self._unsaved = False
         write_checkpoint(
@@ -327,16 +310,13 @@ class Tail:
         for (name, offset), numbers_wanted in wanted.items():
             found.update(self._read_again(name, offset, numbers_wanted))
         self._evicted_open = sum(map(len, wanted.values())) - len(found)
-        self._open = {
-            id(record): (record, (name, offset), number)
-            for (name, offset, number), (record, _info) in found.items()
-        }
         for kept in checkpoint.kept:
             # What is left of a path whose other half is gone is judged anew, with the records that wait.
             if all(place in found for place in _places(kept)):
                 self._restore_kept(kept, found)
         self._joiner.expect_nginx = True
-        for record, info in found.values():
+        for place, (record, info) in found.items():
+            self._waiting[id(record)] = record, place
             self._judge(self._joiner.add(info, [record]))
 
     def _read_again(
@@ -365,7 +345,7 @@ class Tail:
         )
         offset = None if kept.offset is None else ClockOffset(*kept.offset)
         path = original if offset is None else shift_nginx(original, offset.correction_ns)
-        self._pending.append(Kept(path, kept.reason, offset, original))
+        self._pending.append(Kept(path, kept.reason, offset, kept))
 
 
 def _places(kept: KeptPath) -> Iterator[Place]:
