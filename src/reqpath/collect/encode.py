@@ -126,40 +126,53 @@ class RequestEncoder:
 
     def _encode_span(self, span: ReadableSpan) -> bytes:
         """Return the span as an element of `ScopeSpans.spans`."""
-        context, parent, events, links = span.context, span.parent, span.events, span.links
+        # Each property of the SDK's is a call, so that none is read twice; contexts are tuples.
+        context, parent, attributes, events, links = (
+            span.context,
+            span.parent,
+            span.attributes,
+            span.events,
+            span.links,
+        )
         assert context is not None
-        parts = [b"\x0a\x10", context.trace_id.to_bytes(16), b"\x12\x08", context.span_id.to_bytes(8)]
+        parts = [b"\x0a\x10", context[0].to_bytes(16), b"\x12\x08", context[1].to_bytes(8)]
+        flags = _LOCAL_PARENT
         if parent is not None:
-            parts += (b"\x22\x08", parent.span_id.to_bytes(8))
+            parts += (b"\x22\x08", parent[1].to_bytes(8))
+            if parent[2]:
+                flags = _REMOTE_PARENT
         parts += (
             _encode_name(span.name),
-            _pack_instants(0x30, span.kind.value + 1, 0x39, span.start_time or 0, 0x41, span.end_time or 0),
+            _pack_instants(0x30, span.kind._value_ + 1, 0x39, span.start_time or 0, 0x41, span.end_time or 0),
         )
-        if span.attributes:
-            self._add_attributes(span.attributes, parts)
+        if attributes:
+            self._add_attributes(attributes, parts)
         if events:
             parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in events]
         if links:
             parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in links]
-        status = span.status
-        parts.append(_NO_STATUS if status.is_unset and not status.description else _encode_status(status))
-        parts.append(_REMOTE_PARENT if parent is not None and parent.is_remote else _LOCAL_PARENT)
+        parts += (_encode_status(span.status), flags)
         return _delimit(_FIELD_2, b"".join(parts))
 
     def _add_attributes(self, attributes: Mapping[str, Any], parts: list[bytes]) -> None:
-        known, heads = self._known, self._heads
+        known, heads, append = self._known, self._heads, parts.append
         for pair in attributes.items():
             key, value = pair
-            kind = type(value)
+            kind = value.__class__
             if kind is str or (kind is int and 0 <= value < 128):
-                encoded = known.get(pair)
-                parts.append(self._remember(key, value) if encoded is None else encoded)
+                try:
+                    append(known[pair])
+                except KeyError:
+                    append(self._remember(key, value))
             elif kind is int:
                 number = _varint(value & _MASK)
-                head = heads[len(number)].get(key)
-                parts += (self._remember_head(key, len(number)) if head is None else head, number)
+                try:
+                    append(heads[len(number)][key])
+                except KeyError:
+                    append(self._remember_head(key, len(number)))
+                append(number)
             else:
-                parts.append(_encode_attribute(_OF_SPAN, key, value))
+                append(_encode_attribute(_OF_SPAN, key, value))
 
     def _remember(self, key: str, value: str | int) -> bytes:
         encoded = _encode_attribute(_OF_SPAN, key, value)
@@ -178,8 +191,10 @@ class RequestEncoder:
 
 
 def _encode_status(status: Status) -> bytes:
-    message = b"" if status.description is None else _delimit(_FIELD_2, status.description.encode())
-    code = status.status_code.value
+    code, description = status.status_code._value_, status.description
+    if not code and not description:
+        return _NO_STATUS
+    message = b"" if description is None else _delimit(_FIELD_2, description.encode())
     return _delimit(_SPAN_STATUS, message + bytes((0x18, code)) if code else message)
 
 
@@ -235,28 +250,20 @@ def _encode_value(value: Any) -> bytes:
 def _delimit(tag: bytes, body: bytes) -> bytes:
     """Return a field: its tag, the body's length, the body."""
     length = len(body)
-    return tag + (_SHORT[length] if length < 128 else _varint(length)) + body
+    return tag + (_LAST[length] if length < _MANY else _varint(length)) + body
 
 
-#: The varints of one byte.
-_SHORT: Final = tuple(bytes((number,)) for number in range(128))
+#: A varint has groups of seven bits, the lowest first, and a bit more in all but the last. Two groups at a time,
+#: as numbers up to here: at a varint's end, and before it.
+_MANY: Final = 1 << 14
+_LAST: Final = tuple(
+    bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7)) for number in range(_MANY)
+)
+_EARLIER: Final = tuple(bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(_MANY))
 
 
 def _varint(number: int) -> bytes:
-    """Return an unsigned number of up to 64 bits in groups of seven, the lowest first."""
-    if number < 0x80:
-        return _SHORT[number]
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    if number < 0x200000:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
-    if number < 0x10000000:
-        return bytes(
-            (number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80, number >> 21)
-        )
-    groups = bytearray()
-    while number >= 0x80:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
+    """Return an unsigned number of up to 64 bits."""
+    if number < _MANY:
+        return _LAST[number]
+    return _EARLIER[number & 0x3FFF] + _varint(number >> 14)
