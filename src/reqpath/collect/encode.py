@@ -253,17 +253,18 @@ def _delimit(tag: bytes, body: bytes) -> bytes:
     return tag + (_LAST[length] if length < _MANY else _varint(length)) + body
 
 
-#: A varint has groups of seven bits, the lowest first, and a bit more in all but the last. Two groups at a time,
-#: as numbers up to here: at a varint's end, and before it.
+#: A varint has groups of seven bits, the lowest first, and a bit more in all but the last. Here are two groups
+#: at a time: at a varint's end, and before it.
 _MANY: Final = 1 << 14
-_LAST: Final = tuple(
-    bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7)) for number in range(_MANY)
-)
 _EARLIER: Final = tuple(bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(_MANY))
+_LAST: Final = (
+    *(bytes((number,)) for number in range(0x80)),
+    *(bytes((number & 0x7F | 0x80, number >> 7)) for number in range(0x80, _MANY)),
+)
 
 
 def _varint(number: int) -> bytes:
     """Return an unsigned number of up to 64 bits."""
     if number < _MANY:
         return _LAST[number]
-    return _EARLIER[number & 0x3FFF] + _varint(number >> 14)
+    return _EARLIER[number & _MANY - 1] + _varint(number >> 14)
