@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -91,6 +92,31 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="is there already"):
         Journal.create(str(path), HEAD)
     assert path.read_text() == "mine"
+
+
+def test_only_one_process_at_a_time_goes_on_with_a_journal(tmp_path: Path) -> None:
+    path = str(tmp_path / "bench.jsonl")
+    with Journal.create(path, HEAD) as journal:
+        with pytest.raises(ResultError, match=r"another reqpath bench is writing .*bench\.jsonl; wait"):
+            Journal.resume(path)
+        journal.append(RESULT.runs[0])
+        # Who only looks is not kept out.
+        assert len(read_result(path).runs) == 1
+    resumed, before = Journal.resume(path)
+    with resumed:
+        assert len(before.runs) == 1
+        with pytest.raises(ResultError, match="another reqpath bench is writing"):
+            Journal.resume(path)
+
+
+def test_a_journal_that_becomes_a_result_just_now_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "bench.jsonl")
+    write_journal(path)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: os.unlink(path))
+    with pytest.raises(ResultError, match=r"has ended .* this moment"):
+        Journal.resume(path)
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

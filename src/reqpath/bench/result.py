@@ -14,6 +14,7 @@ sealed into the result::
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -217,7 +218,10 @@ Entry = Head | Rates | Capacity | Configuration | RunRecord
 
 
 class Journal:
-    """The file to which a benchmark appends what it has; a context manager."""
+    """The file to which a benchmark appends what it has; a context manager.
+
+    As long as it is open nobody else can open it to write; reading it is free.
+    """
 
     def __init__(self, path: str, descriptor: int) -> None:
         """Use `create` or `resume`."""
@@ -230,6 +234,7 @@ class Journal:
         with _telling(path):
             journal = cls(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644))
         try:
+            _lock(path, journal._descriptor)
             journal.append(head)
         except ResultError:
             journal.close()
@@ -238,13 +243,23 @@ class Journal:
 
     @classmethod
     def resume(cls, path: str) -> tuple[Journal, Result]:
-        """Go on with a journal: return it, and what it has. A line that was cut short is cut off."""
-        data = _read_bytes(path)
-        result = _read_journal(path, data)
+        """Go on with a journal: return it, and what it has. A line that was cut short is cut off.
+
+        Raises: ResultError when it can't be read or written, is none, or another process goes on with it.
+        """
         with _telling(path):
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-            os.ftruncate(descriptor, data.rfind(b"\n") + 1)
-        return cls(path, descriptor), result
+            journal = cls(path, os.open(path, os.O_WRONLY | os.O_APPEND))
+        try:
+            _lock(path, journal._descriptor)
+            # Read behind the lock: nobody has a line under way.
+            data = _read_bytes(path)
+            result = _read_journal(path, data)
+            with _telling(path):
+                os.ftruncate(journal._descriptor, data.rfind(b"\n") + 1)
+        except ResultError:
+            journal.close()
+            raise
+        return journal, result
 
     def append(self, entry: Entry) -> None:
         """Append one line; when this returns it is on the disk. Raises: ResultError when it can't be."""
@@ -377,6 +392,19 @@ def _read_journal(path: str, data: bytes) -> Result:
 def _read_bytes(path: str) -> bytes:
     with _telling(path), open(path, "rb") as file:
         return file.read()
+
+
+def _lock(path: str, descriptor: int) -> None:
+    """Keep other processes from writing until the descriptor is closed. Raises: ResultError when one does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ResultError(f"another reqpath bench is writing {path}; wait for its end") from error
+    except OSError:
+        # Some network file systems have no locks; then nobody is kept out.
+        return
+    if not os.fstat(descriptor).st_nlink:
+        raise ResultError(f"another reqpath bench has ended {path} this moment; its result is beside it")
 
 
 @contextlib.contextmanager
