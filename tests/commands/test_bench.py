@@ -147,6 +147,43 @@ def test_an_interrupted_benchmark_keeps_its_plan_when_it_goes_on() -> None:
     assert "--blocks can't be changed" in result.output
 
 
+def test_a_benchmark_that_runs_is_not_gone_on_with_a_second_time() -> None:
+    make_journal("b.jsonl", 3)
+    before = Path("b.jsonl").read_bytes()
+    running, _ = Journal.resume("b.jsonl")
+    with running:
+        result = run("--resume", "b.jsonl")
+    assert isinstance(result.exception, ResultError)
+    assert "another reqpath bench is writing b.jsonl" in str(result.exception)
+    assert Path("b.jsonl").read_bytes() == before
+    assert os.listdir() == ["b.jsonl"]
+
+
+def test_a_results_plan_is_repeated_at_the_rates_that_were_sent() -> None:
+    result = make_result(make_quick_plan(blocks=2, seed=7))
+    write_result("a.json", result)
+    plan = read_plan("--like", "a.json")["plan"]
+    expected = json.loads(msgspec.json.encode(result.plan))
+    assert isinstance(plan, dict)
+    assert plan["load"].pop("rates_per_s") == [["point-query", result.rates["point-query"]]]
+    expected["load"].pop("rates_per_s")
+    assert plan == expected
+
+
+def test_what_is_repeated_is_not_planned_anew() -> None:
+    write_result("a.json", make_result())
+    result = run("--like", "a.json", "--seconds", "3")
+    assert result.exit_code == 2
+    assert "--seconds is a.json's" in result.output
+
+
+def test_what_ended_before_anything_was_sent_can_not_be_repeated() -> None:
+    make_journal("b.jsonl", 0)
+    result = run("--plan", "--like", "b.jsonl")
+    assert isinstance(result.exception, ConfigurationError)
+    assert "b.jsonl ended before it was known what is sent" in str(result.exception)
+
+
 def test_a_benchmark_does_not_go_on_on_another_machine() -> None:
     make_journal("b.jsonl", 3)
     before = Path("b.jsonl").read_bytes()

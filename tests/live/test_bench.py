@@ -154,6 +154,23 @@ def test_an_app_of_ones_own_needs_no_database(tmp_path: Path) -> None:
     assert len({(run.cell, run.twin) for run in result.runs}) == 3
 
 
+def test_a_result_is_repeated_and_compared_with_itself(tmp_path: Path) -> None:
+    first = _run(tmp_path, "--app", "bench_app:plain", "--path", "/plain", *_SHORT, "--output", "a.json")
+    assert first.returncode == 0, first.stderr
+    second = _run(tmp_path, "--like", "a.json", "--output", "b.json")
+    assert second.returncode == 0, second.stderr
+    assert "Compare: reqpath bench compare a.json b.json" in second.stderr
+    results = [read_result(str(tmp_path / name)) for name in ("a.json", "b.json")]
+    assert results[0].rates == results[1].rates
+    made = [{(run.block, run.cell, run.twin, run.seed) for run in result.runs} for result in results]
+    assert made[0] == made[1]
+    compared = _run(tmp_path, "compare", "a.json", "b.json", "--json")
+    assert compared.returncode == 0, compared.stderr
+    document = json.loads(compared.stdout)
+    assert (document["differences"], document["alone"]) == ([], [])
+    assert len(document["cells"]) == 2
+
+
 @pytest.mark.parametrize(
     ("app", "path", "words"),
     [

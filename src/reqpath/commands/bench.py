@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reqpath.bench.plan import Plan
-    from reqpath.bench.result import Result
+    from reqpath.bench.result import Journal, Result
     from reqpath.bench.run import Step
 
 #: What the extra `bench` brings.
@@ -35,7 +35,7 @@ _LOG_LINES = 10
 #: Options that make the plan, which a benchmark that goes on has already.
 _PLANNING = (
     "quick", "hop1", "hop2", "workers", "workload", "connection", "blocks", "seconds", "warm_up", "load",
-    "rate", "seed", "app", "path", "plant", "output",
+    "rate", "seed", "app", "path", "plant",
 )  # fmt: skip
 
 
@@ -53,6 +53,7 @@ Examples:
   reqpath bench --workload point-query,cpu --workers 4x1,1x4,2x2 --blocks 12
   reqpath bench --app wsgi:app --path /products/7
   reqpath bench --resume bench.jsonl
+  reqpath bench --like benchmarks/results/quick.json --output mine.json
 """,
 )
 @click.option("--quick", is_flag=True, help="The sockets alone, for a point query: minutes.")
@@ -97,6 +98,7 @@ Examples:
 @click.option("--path", metavar="/PATH", help="What is requested of it, by GET.")
 @click.option("--output", metavar="FILE", type=click.Path(), help="The result. Default: named by the time.")
 @click.option("--resume", metavar="FILE", type=click.Path(), help="Go on with what was interrupted.")
+@click.option("--like", metavar="FILE", type=click.Path(), help="Repeat a result's plan, at its rates.")
 @click.option("--html", metavar="FILE", type=click.Path(), help="Write a page too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -115,17 +117,20 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     talk = Console(stderr=True)
     resumed = None
-    if options["resume"] is None:
-        plan = _make_plan(options)
-    else:
-        _refuse_planning(context)
+    if options["resume"] is not None:
+        _refuse_planning(context, ("output", "like"), "can't be changed in a benchmark that goes on")
         resumed = read_result(options["resume"])
         plan = resumed.plan
+    elif options["like"] is not None:
+        _refuse_planning(context, (), f"is {options['like']}'s")
+        plan = _repeat_plan(options["like"])
+    else:
+        plan = _make_plan(options)
     if options["plan_only"]:
         _show_plan(plan, as_json=options["as_json"])
         return
     files = _choose_files(options["output"], options["resume"], options["html"])
-    _run(plan, files, resumed, talk, as_json=options["as_json"])
+    _run(plan, files, resumed, talk, like=options["like"], as_json=options["as_json"])
 
 
 @command.command(
@@ -232,14 +237,26 @@ def _choose_share() -> float:
     return _SHARE if count_shared_processors() >= _ENOUGH_PROCESSORS else _SHARE_OF_FEW
 
 
-def _refuse_planning(context: click.Context) -> None:
+def _refuse_planning(context: click.Context, further: tuple[str, ...], why: str) -> None:
     given = [
         name
-        for name in _PLANNING
+        for name in (*_PLANNING, *further)
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     ]
     if given:
-        raise click.UsageError(f"--{given[0].replace('_', '-')} can't be changed in a benchmark that goes on")
+        raise click.UsageError(f"--{given[0].replace('_', '-')} {why}")
+
+
+def _repeat_plan(path: str) -> Plan:
+    """Return the plan of a result, which sends what that one sent, so that the two can be compared."""
+    from dataclasses import replace
+
+    from reqpath.bench.result import read_result
+
+    result = read_result(path)
+    if not result.rates:
+        raise ConfigurationError(f"{path} ended before it was known what is sent; repeat its command instead")
+    return replace(result.plan, load=replace(result.plan.load, rates_per_s=tuple(result.rates.items())))
 
 
 class _Files(NamedTuple):
@@ -270,42 +287,60 @@ def _choose_files(output: str | None, resume: str | None, html: str | None) -> _
     return _Files(output, journal, html)
 
 
-def _run(plan: Plan, files: _Files, resumed: Result | None, talk: Console, *, as_json: bool) -> None:
+def _run(
+    plan: Plan, files: _Files, resumed: Result | None, talk: Console, *, like: str | None, as_json: bool
+) -> None:
     """Measure, and show what there is at the end, whatever ended it."""
     from reqpath.bench.process import exit_on_signals
-    from reqpath.bench.result import read_result, write_result
+    from reqpath.bench.result import Journal
 
-    interrupted = False
-    failure: ReqPathError | None = None
-    try:
-        if resumed is None or not resumed.complete:
-            with exit_on_signals():
-                _measure(plan, files.journal, resumed, talk)
-    except KeyboardInterrupt:
-        interrupted = True
-    except ServerError as error:
-        failure = _shorten(error)
-    except ReqPathError as error:
-        failure = error
-    if os.path.exists(files.journal):
-        result = read_result(files.journal)
+    # Until the result is there: nobody else may go on with the journal meanwhile.
+    with contextlib.ExitStack() as held:
+        journal = None
+        if resumed is not None:
+            journal, resumed = Journal.resume(files.journal)
+            held.enter_context(journal)
+        interrupted = False
+        failure: ReqPathError | None = None
         try:
-            if result.complete:
-                write_result(files.output, result)
-                os.unlink(files.journal)
-            elif not result.runs and not result.capacities:
-                os.unlink(files.journal)
-            if result.runs:
-                _print_verdict(result, as_json=as_json)
-                if files.html is not None:
-                    _write_page(files.html, result)
+            if resumed is None or not resumed.complete:
+                with exit_on_signals():
+                    _measure(plan, files.journal, talk, journal=journal, resumed=resumed, held=held)
+        except KeyboardInterrupt:
+            interrupted = True
+        except ServerError as error:
+            failure = _shorten(error)
         except ReqPathError as error:
-            failure = failure or error
-        _tell_end(result, files, talk)
+            failure = error
+        if os.path.exists(files.journal):
+            unshown = _show_end(files, talk, like=like, as_json=as_json)
+            failure = failure or unshown
     if failure is not None:
         raise failure
     if interrupted:
         sys.exit(_INTERRUPTED)
+
+
+def _show_end(files: _Files, talk: Console, *, like: str | None, as_json: bool) -> ReqPathError | None:
+    """Seal the journal if it is complete, show what it has, and return what went wrong with that."""
+    from reqpath.bench.result import read_result, write_result
+
+    result = read_result(files.journal)
+    failure = None
+    try:
+        if result.complete:
+            write_result(files.output, result)
+            os.unlink(files.journal)
+        elif not result.runs and not result.capacities:
+            os.unlink(files.journal)
+        if result.runs:
+            _print_verdict(result, as_json=as_json)
+            if files.html is not None:
+                _write_page(files.html, result)
+    except ReqPathError as error:
+        failure = error
+    _tell_end(result, files, talk, like)
+    return failure
 
 
 def _shorten(error: ServerError) -> ServerError:
@@ -314,11 +349,13 @@ def _shorten(error: ServerError) -> ServerError:
     return ServerError(what, "\n".join(error.log_tail.splitlines()[-_LOG_LINES:]))
 
 
-def _tell_end(result: Result, files: _Files, talk: Console) -> None:
+def _tell_end(result: Result, files: _Files, talk: Console, like: str | None) -> None:
     """Say where the result is, and what to do next."""
     runs, of = len(result.runs), len(result.plan.schedule())
     if not os.path.exists(files.journal) and result.complete:
         lines = [f"The result: {files.output}", f"Again: reqpath bench show {shlex.quote(files.output)}"]
+        if like is not None:
+            lines.append(f"Compare: {shlex.join(['reqpath', 'bench', 'compare', like, files.output])}")
     elif os.path.exists(files.journal):
         lines = [
             f"Ended after {runs} of {of} runs; what was measured is in {files.journal}",
@@ -330,7 +367,16 @@ def _tell_end(result: Result, files: _Files, talk: Console) -> None:
         talk.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _measure(plan: Plan, journal_path: str, resumed: Result | None, talk: Console) -> None:
+def _measure(
+    plan: Plan,
+    journal_path: str,
+    talk: Console,
+    *,
+    journal: Journal | None,
+    resumed: Result | None,
+    held: contextlib.ExitStack,
+) -> None:
+    """Make the runs that are not there yet; a new journal stays open until `held` ends."""
     from reqpath.bench.result import Journal
     from reqpath.bench.run import open_bench
 
@@ -339,12 +385,10 @@ def _measure(plan: Plan, journal_path: str, resumed: Result | None, talk: Consol
             bench = stack.enter_context(
                 open_bench(plan, command=shlex.join(["reqpath", *sys.argv[1:]]), progress=announce)
             )
-        if resumed is None:
-            journal = stack.enter_context(Journal.create(journal_path, bench.head))
-        else:
+        if resumed is not None:
             _check_same_host(resumed, bench.head.host)
-            journal, resumed = Journal.resume(journal_path)
-            stack.enter_context(journal)
+        if journal is None:
+            journal = held.enter_context(Journal.create(journal_path, bench.head))
         with _show_progress(talk) as tell:
             bench.measure(journal, tell, resumed)
 
