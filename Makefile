@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo bench test lint unit overhead collector-speed load-check bench-check-aa bench-check-planted report-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
+.PHONY: help demo bench test lint unit overhead collector-speed load-check bench-check-aa bench-check-planted report-speed page-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -22,6 +22,7 @@ help:
 	@echo 'make bench-check-aa  have the benchmark compare a set-up with itself, ten times'
 	@echo 'make bench-check-planted  have it find delays that are planted'
 	@echo 'make report-speed  measure a report over a million requests'
+	@echo 'make page-speed    measure the report as a page, in a browser'
 	@echo 'make clean         remove the virtual environment and caches'
 
 demo: packages-demo $(VENV)/demo.stamp $(if $(JAEGER),$(VENV)/otlp.stamp)
@@ -42,7 +43,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 unit: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m 'not live' $(ARGS)
+	$(BIN)/python -m pytest -m 'not live and not browser' $(ARGS)
 
 overhead: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
@@ -58,6 +59,9 @@ bench-check-aa bench-check-planted: packages-bench $(VENV)/dev.stamp
 
 report-speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py $(ARGS)
+
+page-speed: packages-test $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.page $(ARGS)
 
 packages-demo packages-bench packages-test:
 	@./bootstrap $(@:packages-%=%)

@@ -67,7 +67,7 @@
         Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 19, insetLeft: 0.5, insetRight: 0.5,
           stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}, ariaLabel: "tip"}),
         Plot.text(pieces.filter((piece) => (piece.x2 - piece.x1) * width > 14), {x: (piece) => (piece.x1 + piece.x2) / 2, fy: "line", text: "letter", frameAnchor: "middle",
-          dy: 10, fill: "#14181c", fontSize: 11, pointerEvents: "none"}),
+          dy: 10, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
       ]});
   }
 
@@ -101,7 +101,7 @@
       {name: "median path", value: (row) => row.median, text: (row) => text(row, row.median)},
       {name: slowestName, value: (row) => row.slow, text: (row) => text(row, row.slow)},
       {name: "difference", value: difference, text: (row) => text(row, difference(row), true)},
-      {name: "of all time", value: (row) => row.share, text: (row) => row.share === null ? "" : share(row.share), title: "share of the total time of all requests"},
+      {name: "of all time", wide: true, value: (row) => row.share, text: (row) => row.share === null ? "" : share(row.share), title: "share of the total time of all requests"},
     ], {limit: 30});
     view.show([...list, {name: "total", kind: "sum", median: report.median_path.total_ns, slow: report.slowest.total_ns, share: null, resolution}]);
     page.append(section("path", "The path", "Where does the time of a request go, and what is different in the slow ones?",
@@ -203,7 +203,7 @@
 
     // Keyboard and fingers: four sliders say the same as the drag.
     const slider = (label, max, get, set, text) => {
-      const input = make("input", {type: "range", min: 0, max, step: 1, id: `slider-${label.replace(/ /g, "-")}`});
+      const input = make("input", {type: "range", min: 0, max, step: 1, "aria-label": label, id: `slider-${label.replace(/ /g, "-")}`});
       const output = make("output", {});
       input.addEventListener("input", () => select(set(selection || {t0: 0, t1: grid.columns, l0: 0, l1: rows}, Number(input.value))));
       onSelect(() => {
@@ -315,7 +315,7 @@
         color: {type: "identity"},
         marks: [
           Plot.barY(list, Plot.stackY({x: "slice", y: "part", fill: (each) => colour(each.tier), order: null, stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", ariaLabel: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}})),
-          Plot.text(list, Plot.stackY({x: "slice", y: "part", text: (each) => (each.part > 0.06 && band > 18 ? each.letter : ""), order: null, fill: "#14181c", fontSize: 11, pointerEvents: "none"})),
+          Plot.text(list, Plot.stackY({x: "slice", y: "part", text: (each) => (each.part > 0.06 && band > 18 ? each.letter : ""), order: null, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"})),
         ]});
     };
     const chart = figure("share of each tier by percentile of latency", draw);
