@@ -253,8 +253,8 @@ def _delimit(tag: bytes, body: bytes) -> bytes:
     return tag + (_LAST[length] if length < _MANY else _varint(length)) + body
 
 
-#: A varint has groups of seven bits, the lowest first, and a bit more in all but the last. Here are two groups
-#: at a time: at a varint's end, and before it.
+#: A varint has groups of seven bits, the lowest first, and a bit more in all but the last. Two of them at a
+#: time, before a varint's end and at its end.
 _MANY: Final = 1 << 14
 _EARLIER: Final = tuple(bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(_MANY))
 _LAST: Final = (
