@@ -23,6 +23,8 @@ class Reply:
     hang: threading.Event | None = None
     #: Take the request's spans; by default when the status says so.
     accept: bool | None = None
+    body: bytes = b""
+    content_type: str = "application/x-protobuf"
 
 
 class Backend:
@@ -145,8 +147,10 @@ class Backend:
             handler.send_response(reply.status)
             if reply.retry_after:
                 handler.send_header("Retry-After", reply.retry_after)
-            handler.send_header("Content-Length", "0")
+            handler.send_header("Content-Type", reply.content_type)
+            handler.send_header("Content-Length", str(len(reply.body)))
             handler.end_headers()
+            handler.wfile.write(reply.body)
 
 
 def _list_spans(request: ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:

@@ -12,7 +12,11 @@ from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.sdk.trace import ReadableSpan
 
 from reqpath.collect.checkpoint import read_checkpoint
@@ -164,6 +168,59 @@ def test_the_one_path_that_is_refused_is_left_out(status: int, spool: str, backe
     assert message.startswith(f"the backend refuses a path: {status} ")
 
 
+def make_reply(rejected: int, message: str) -> bytes:
+    """Return what a backend answers that takes a request but not all of it."""
+    partial = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    return bytes(ExportTraceServiceResponse(partial_success=partial).SerializeToString())
+
+
+def test_rejected_spans_are_counted_and_told_once_and_not_sent_again(spool: str, backend: Backend) -> None:
+    backend.decide = lambda _: Reply(body=make_reply(3, "attribute too\n  long\x1b[2J"))
+    with deliver(spool, http(backend)) as run:
+        run.finish()
+    assert backend.arrivals() == EACH_ONCE
+    requests, spans = len(backend.bodies), len(backend.spans)
+    assert (run.delivery.exported, run.delivery.refused) == (COUNT, 0)
+    assert run.delivery.rejected_spans == 3 * requests
+    assert run.delivery.spans == spans - 3 * requests
+    (message,) = run.messages
+    assert message.startswith("the backend has rejected 3 of ")
+    assert message.endswith(" spans: attribute too long[2J; they are lost, further ones are counted")
+
+
+def test_paths_whose_spans_are_all_rejected_are_not_exported(spool: str, backend: Backend) -> None:
+    backend.decide = lambda _: Reply(body=make_reply(1 << 62, ""))
+    with deliver(spool, http(backend)) as run:
+        run.finish()
+    assert (run.delivery.exported, run.delivery.refused, run.delivery.spans) == (0, COUNT, 0)
+    assert run.delivery.rejected_spans == len(backend.spans)
+    assert "it does not say why" in run.messages[0]
+
+
+def test_a_warning_is_told_once_and_nothing_is_lost(spool: str, backend: Backend) -> None:
+    backend.decide = lambda request: (
+        Reply(413) if request.ByteSize() > 20_000 else Reply(body=make_reply(0, "use gzip"))
+    )
+    with deliver(spool, http(backend)) as run:
+        run.finish()
+    assert len(backend.bodies) > 1
+    assert (run.delivery.exported, run.delivery.rejected_spans) == (COUNT, 0)
+    assert run.messages == ["the backend warns: use gzip"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [(b"\xff\xff", "application/x-protobuf"), (b"OK", "text/plain"), (b"", "application/x-protobuf")],
+)
+def test_a_reply_that_is_no_otlp_says_nothing(
+    body: bytes, content_type: str, spool: str, backend: Backend
+) -> None:
+    backend.decide = lambda _: Reply(body=body, content_type=content_type)
+    with deliver(spool, http(backend)) as run:
+        run.finish()
+    assert (run.delivery.exported, run.delivery.rejected_spans, run.messages) == (COUNT, 0, [])
+
+
 def test_a_request_too_large_is_sent_in_pieces(spool: str, backend: Backend) -> None:
     backend.decide = lambda request: Reply(413 if request.ByteSize() > 20_000 else 200)
     with deliver(spool, http(backend)) as run:
@@ -279,6 +336,7 @@ class GrpcBackend:
     def __init__(self, *statuses: grpc.StatusCode) -> None:
         self.statuses = list(statuses)
         self.bodies: list[bytes] = []
+        self.reply = b""
         self._pool = ThreadPoolExecutor(1)
         self._server = grpc.server(self._pool)
         method = grpc.unary_unary_rpc_method_handler(self._export)
@@ -297,7 +355,7 @@ class GrpcBackend:
         if self.statuses:
             context.abort(self.statuses.pop(0), "as it was told")
         self.bodies.append(body)
-        return b""
+        return self.reply
 
 
 @pytest.fixture
@@ -330,6 +388,26 @@ def test_grpc_tells_as_much(
     assert [answer.verdict for answer in answers] == [verdict, "accepted"]
     assert ("as it was told" in answers[0].said) == (status is not None)
     assert len(backend.bodies) == 1 + (status is None)
+
+
+@pytest.mark.parametrize("lost_connection", [False, True])
+def test_grpc_tells_of_rejected_spans(
+    lost_connection: bool, grpc_backends: Callable[..., GrpcBackend]
+) -> None:
+    backend = grpc_backends(*([grpc.StatusCode.UNAVAILABLE] if lost_connection else []))
+    backend.reply = make_reply(2, "no such tenant")
+    sender = build_sender(Target(f"http://127.0.0.1:{backend.port}", "grpc"))
+    try:
+        answers = [sender.send(build_spans(PATHS[0])) for _ in range(2 + lost_connection)]
+        backend.reply = b""
+        answers.append(sender.send(build_spans(PATHS[0])))
+    finally:
+        sender.close()
+    assert [answer.verdict for answer in answers[:-3]] == ["away"] * lost_connection
+    assert answers[-3:] == [
+        *[Answer("accepted", "no such tenant", rejected=2)] * 2,
+        Answer("accepted"),
+    ]
 
 
 def test_opentelemetrys_own_variables_are_taken(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

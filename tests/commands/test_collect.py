@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
 from reqpath.bench.process import find_free_port
 from reqpath.collect.checkpoint import hold_spool
@@ -23,7 +27,7 @@ from reqpath.commands.collect import command
 from reqpath.configuration import Listen
 from reqpath.errors import ConfigurationError, MissingExtraError, SpoolError
 from reqpath.record import Record
-from tests.collect.backend import Backend, start_backend
+from tests.collect.backend import Backend, Reply, start_backend
 from tests.collect.lines import build_line, build_numbered_line
 from tests.collect.spools import open_spool, write_paths
 from tests.factories import make_path
@@ -150,12 +154,32 @@ def test_a_saved_spool_is_exported_once(spool: str) -> None:
         "not_kept": 0,
         "exported": 5,
         "refused": 0,
+        "rejected_spans": 0,
         "pending": 0,
         "waiting": 0,
         "missed": 0,
         "clocks": {},
     }
     assert sorted(backend.arrivals().values()) == [1, 1, 2, 2, 2]
+
+
+def test_spans_that_the_backend_rejects_are_told(spool: str) -> None:
+    write_paths(spool, [make_path()])
+    partial = ExportTracePartialSuccess(rejected_spans=2, error_message="too old")
+    with start_backend() as backend:
+        reply = ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+        backend.decide = lambda _: Reply(body=reply)
+        result = CliRunner().invoke(
+            command, ["--once", spool, "--otlp", backend.url, "--keep", "all"], catch_exceptions=False
+        )
+        spans = len(backend.spans)
+    assert f"1 exported in {spans - 2} spans, 2 spans rejected\n" in result.stdout
+    target = f"{backend.url}/v1/traces (http/protobuf)"
+    assert result.stderr.splitlines() == [
+        f"reqpath: {target} has rejected 2 of {spans} spans: too old; "
+        "they are lost, further ones are counted",
+        f"reqpath: {target} has rejected 2 spans in all",
+    ]
 
 
 def test_what_no_backend_took_is_for_the_next_time(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:

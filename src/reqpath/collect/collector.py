@@ -58,6 +58,8 @@ class Status:
     spans: int
     #: Paths that the backend did not want.
     refused: int
+    #: Spans that the backend rejected while it took others of their request.
+    rejected_spans: int
     #: Paths that are kept and not yet with the backend.
     pending: int
     #: Requests that wait for nginx's line or for a worker's record.
@@ -187,6 +189,8 @@ class Collector:
                     "the next start"
                 )
             self._tell_missed(tail)
+            if delivery.rejected_spans:
+                self._report(f"{self._target} has rejected {delivery.rejected_spans:,} spans in all")
             with contextlib.suppress(OSError):
                 tail.save()
         if self._metrics is not None:
@@ -206,6 +210,7 @@ class Collector:
             exported=delivery.exported,
             spans=delivery.spans,
             refused=delivery.refused,
+            rejected_spans=delivery.rejected_spans,
             pending=tail.pending,
             waiting=tail.waiting,
             missed=tail.missed,

@@ -7,6 +7,7 @@ to the backend is decided here, by the answer::
     no answer, 429, 5xx, a wrong address or key      tried again, less and less often, for ever
     413, a message too large                         sent again in halves
     400, 422, or what can't be encoded               halved until the one path is found, which is given up
+    200, with some spans rejected                    counted; OTLP forbids to send them again
 
 Nothing is given up to a backend that has not yet accepted anything: that one is no OTLP backend, more likely.
 """
@@ -29,11 +30,14 @@ from reqpath.errors import ConfigurationError, MissingExtraError
 from reqpath.settings import Settings
 
 if TYPE_CHECKING:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
     from opentelemetry.sdk.trace import ReadableSpan
+    from requests import Response
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
 TRACES_PATH: Final = "/v1/traces"
+_PROTOBUF: Final = "application/x-protobuf"
 
 #: The wait before the next try, doubled from the first to the last; less by a random half of it.
 _FIRST_WAIT_S: Final = 1.0
@@ -55,6 +59,8 @@ class Answer(NamedTuple):
     said: str = ""
     #: How long it wants to be left alone.
     retry_after_s: float = 0.0
+    #: Spans of the request that it does not take though it has accepted the others.
+    rejected: int = 0
 
 
 class Sender(Protocol):
@@ -185,11 +191,11 @@ class HttpSender:
         status = latest.status_code
         said = f"{status} {latest.reason or ''}".strip()
         if 200 <= status < 300:
-            return Answer("accepted")
+            return _read_reply(latest)
         if status == _TOO_LARGE:
             return Answer("too large", said)
         if status in _REFUSED:
-            return Answer("refused", f"{said}: {latest.text[:200]}" if latest.text else said)
+            return Answer("refused", f"{said}: {_tidy(latest.text)}" if latest.text else said)
         return Answer("away", said, _parse_retry_after(latest.headers.get("Retry-After")))
 
     def close(self) -> None:
@@ -204,10 +210,21 @@ class GrpcSender:
         from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
         from opentelemetry.sdk.trace.export import SpanExportResult
 
+        class Exporter(trace_exporter.OTLPSpanExporter):
+            """Has its stub, of which it makes another when the connection is lost, remember the replies."""
+
+            @property
+            def _client(self) -> Any:
+                return self.__dict__.get("_client")
+
+            @_client.setter
+            def _client(self, stub: Any) -> None:
+                self.__dict__["_client"] = stub and _Stub(stub)
+
         _encode_quickly(trace_exporter)
         self._success = SpanExportResult.SUCCESS
         self._silence = _Silence("opentelemetry.exporter.otlp.proto.grpc.exporter")
-        self._exporter = trace_exporter.OTLPSpanExporter(endpoint=endpoint)
+        self._exporter = Exporter(endpoint=endpoint)
 
     def send(self, spans: Sequence[ReadableSpan]) -> Answer:
         """Send one request."""
@@ -218,7 +235,8 @@ class GrpcSender:
             # Calls that fail are its own to report: this is what can't be encoded.
             return Answer("refused", _shorten(error))
         if result is self._success:
-            return Answer("accepted")
+            stub = self._exporter._client
+            return _judge_reply(stub.latest) if stub and stub.latest else Answer("accepted")
         # The exporter tells the status to its log alone.
         said = self._silence.said or "no answer"
         if "INVALID_ARGUMENT" in self._silence.codes:
@@ -230,6 +248,43 @@ class GrpcSender:
     def close(self) -> None:
         """Give up what is being tried."""
         self._exporter.shutdown()
+
+
+class _Stub:
+    """A gRPC stub that remembers the latest reply, of which the exporter tells nothing."""
+
+    def __init__(self, stub: Any) -> None:
+        self.latest: ExportTraceServiceResponse | None = None
+        self._stub = stub
+
+    def Export(self, *args: Any, **arguments: Any) -> ExportTraceServiceResponse:  # noqa: N802 - its name
+        """Send a request."""
+        self.latest = None
+        reply: ExportTraceServiceResponse = self._stub.Export(*args, **arguments)
+        self.latest = reply
+        return reply
+
+
+def _read_reply(response: Response) -> Answer:
+    """Return what an HTTP reply with a status of success says; one that is no OTLP says nothing."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no annotations
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    if not response.content or not response.headers.get("Content-Type", "").startswith(_PROTOBUF):
+        return Answer("accepted")
+    try:
+        return _judge_reply(ExportTraceServiceResponse.FromString(response.content))
+    except DecodeError:
+        return Answer("accepted")
+
+
+def _judge_reply(reply: ExportTraceServiceResponse) -> Answer:
+    """Return what a reply says of spans that are not taken, or, with none of them, warns of.
+
+    Source: https://opentelemetry.io/docs/specs/otlp/#partial-success
+    """
+    partial = reply.partial_success
+    return Answer("accepted", _tidy(partial.error_message), rejected=max(0, partial.rejected_spans))
 
 
 def _encode_quickly(exporter: Any, *, lazily: bool = False) -> None:
@@ -290,6 +345,8 @@ class Delivery:
         self.spans = 0
         #: Paths that the backend did not want, or of which no spans could be built.
         self.refused = 0
+        #: Spans that the backend rejected while it accepted their request; it does not say which.
+        self.rejected_spans = 0
         self._tail = tail
         self._sender = sender
         self._build = build
@@ -344,8 +401,7 @@ class Delivery:
             answer = self._sender.send(spans)
             if answer.verdict == "accepted":
                 self._finish(kept)
-                self.exported += len(kept)
-                self.spans += len(spans)
+                self._count(len(kept), len(spans), answer)
                 self._recover()
             elif answer.verdict != "away" and len(part) > 1:
                 middle = len(part) // 2
@@ -363,6 +419,24 @@ class Delivery:
             else:
                 parts.append(part)
                 self._wait(answer)
+
+    def _count(self, paths: int, spans: int, answer: Answer) -> None:
+        rejected = min(answer.rejected, spans)
+        if rejected < spans:
+            self.exported += paths
+        else:
+            self.refused += paths
+        self.spans += spans - rejected
+        self.rejected_spans += rejected
+        said = answer.said or "it does not say why"
+        if rejected:
+            self._tell_once(
+                "rejected",
+                f"{self._backend} has rejected {rejected:,} of {spans:,} spans: {said}; "
+                "they are lost, further ones are counted",
+            )
+        elif answer.said:
+            self._tell_once("warned", f"{self._backend} warns: {said}")
 
     def _build_guarded(self, kept: Kept) -> list[ReadableSpan] | None:
         try:
@@ -419,6 +493,11 @@ def _parse_retry_after(text: str | None) -> float:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (TypeError, ValueError):
         return 0.0
+
+
+def _tidy(text: str) -> str:
+    """Return a backend's text as the part of one line that a terminal can be given."""
+    return "".join(filter(str.isprintable, " ".join(text.split())))[:200]
 
 
 def _shorten(error: BaseException) -> str:

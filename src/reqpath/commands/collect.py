@@ -181,6 +181,7 @@ def render_status(status: Status) -> str:
     ]
     for number, what in (
         (status.refused, "refused"),
+        (status.rejected_spans, "spans rejected"),
         (status.pending, "still to be exported"),
         (status.waiting, "waiting for their other half"),
         (status.missed, "records gone before that"),
