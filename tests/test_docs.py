@@ -73,6 +73,7 @@ def test_every_kind_of_span_is_documented() -> None:
         *(result.Result, result.RunRecord, result.Slice, result.Host, result.Capacity, result.CapacityStep),
         *(result.Configuration, result.Head, result.Rates, result.Reason),
         *(plan.Plan, plan.Workload, plan.Cell, plan.Load),
+        *(figures.ResultComparison, figures.CellShift),
         *(figures.Comparison, figures.Part, figures.Pair, figures.Question, figures.Control, figures.Remark),
         statistics.Estimate,
     ],

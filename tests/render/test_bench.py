@@ -17,7 +17,13 @@ from reqpath.bench.plan import ScheduledRun, Workload, make_plan, make_quick_pla
 from reqpath.bench.result import Reason
 from reqpath.bench.statistics import Estimate
 from reqpath.bench.verdict import compare_results, judge
-from reqpath.render.bench import render_comparison, render_verdict, verdict_to_json
+from reqpath.render.bench import (
+    comparison_to_json,
+    render_comparison,
+    render_shifts,
+    render_verdict,
+    verdict_to_json,
+)
 from reqpath.render.bench_html import render_verdict_html
 from reqpath.render.bench_sentence import format_estimate, render_control, render_verdicts
 from tests.bench.results import make_result, make_slice
@@ -208,3 +214,35 @@ def test_segments_that_do_not_add_up_are_told(draw: Draw) -> None:
 
     verdict = judge(make_result(spoil=spoil))
     assert "the segments sum up to" in draw(lambda console: render_verdict(verdict, console))
+
+
+def test_two_results_as_json_have_sentences_and_what_is_compared() -> None:
+    plan = make_quick_plan()
+    slower = make_result(plan, seed=2, plant=lambda run: {"mysql.query": 700_000 * (run.cell.hop2 == "tcp")})
+    comparison = compare_results(make_result(plan, noise=0.005), slower)
+    document = json.loads(json.dumps(comparison_to_json(comparison)))
+    assert list(document) == ["sentences", "differences", "cells", "alone"]
+    assert document["sentences"] == render_shifts(comparison)
+    outcomes = {one["cell"]["hop2"]: one["mean"]["outcome"] for one in document["cells"]}
+    assert outcomes == {"tcp": "different", "unix": "none"}
+    assert all(one["mean"]["resolvable_ns"] is None for one in document["cells"])
+    assert "in mysql.query" in document["sentences"][0]
+
+
+def test_two_results_without_a_difference_say_so() -> None:
+    same = make_result(make_quick_plan())
+    assert render_shifts(compare_results(same, same)) == [
+        "No difference between the two results can be told."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bad-day", "60 failed, 2,000 were dropped, 35 met a full listen queue"),
+        ("matrix", "0 failed, 0 were dropped, 0 met a full listen queue; in valid runs Little's law held to"),
+    ],
+)
+def test_what_became_of_all_arrivals_is_told(name: str, words: str, draw: Draw) -> None:
+    verdict = CASES[name]()
+    assert words in " ".join(draw(lambda console: render_verdict(verdict, console)).split())

@@ -180,11 +180,11 @@ def compare(*, first: str, second: str, anyway: bool, as_json: bool) -> None:
     from reqpath.bench.verdict import compare_results
 
     comparison = compare_results(read_result(first), read_result(second), anyway=anyway)
-    if as_json:
-        _print_json(comparison)
-        return
-    from reqpath.render.bench import render_comparison
+    from reqpath.render.bench import comparison_to_json, render_comparison
 
+    if as_json:
+        _print_json(comparison_to_json(comparison))
+        return
     render_comparison(comparison, open_console())
 
 

@@ -63,7 +63,7 @@ def build_verdict(verdict: Verdict, width: int, *, colour: bool) -> RenderableTy
             ),
             *(_build_cells(verdict, workload.name) for workload in verdict.plan.workloads),
             _build_bars(verdict, width, colour=colour),
-            build_notes(list_notes(verdict)),
+            build_notes([*list_notes(verdict), *count_arrivals(verdict)]),
         ],
         width,
     )
@@ -72,14 +72,6 @@ def build_verdict(verdict: Verdict, width: int, *, colour: bool) -> RenderableTy
 def render_comparison(comparison: ResultComparison, console: Console) -> None:
     """Print two results beside each other."""
     width = min(console.width, MAX_WIDTH)
-    different = [
-        (shift, shift.mean) for shift in comparison.cells if shift.mean and shift.mean.outcome == "different"
-    ]
-    sentences = [
-        f"{name_shift(shift)}: {format_estimate(mean.client)}"
-        + "".join(f", {format_estimate(part.difference)} in {part.name}" for part in mean.carriers[:3])
-        for shift, mean in different
-    ]
     notes = [
         (f"differs too: {clean(difference, 200)}", "so the difference can be due to that")
         for difference in comparison.differences
@@ -100,7 +92,7 @@ def render_comparison(comparison: ResultComparison, console: Console) -> None:
         stack_sections(
             [
                 Text("reqpath bench compare", style="bold"),
-                _build_sentences(sentences or ["No difference between the two results can be told."]),
+                _build_sentences(render_shifts(comparison)),
                 *(
                     _build_shifts(list(shifts))
                     for _, shifts in itertools.groupby(comparison.cells, _workload_of)
@@ -112,6 +104,24 @@ def render_comparison(comparison: ResultComparison, console: Console) -> None:
         highlight=False,
         markup=False,
     )
+
+
+def render_shifts(comparison: ResultComparison) -> list[str]:
+    """Say in which cells two results differ; at least one sentence."""
+    different = [
+        (shift, shift.mean) for shift in comparison.cells if shift.mean and shift.mean.outcome == "different"
+    ]
+    sentences = [
+        f"{name_shift(shift)}: {format_estimate(mean.client)}"
+        + "".join(f", {format_estimate(part.difference)} in {part.name}" for part in mean.carriers[:3])
+        for shift, mean in different
+    ]
+    return sentences or ["No difference between the two results can be told."]
+
+
+def comparison_to_json(comparison: ResultComparison) -> dict[str, Any]:
+    """Return the comparison of two results as the object of docs/bench-json.md."""
+    return {"sentences": render_shifts(comparison)} | dataclasses.asdict(comparison)
 
 
 def _workload_of(shift: CellShift) -> str:
@@ -203,6 +213,21 @@ def list_notes(verdict: Verdict) -> list[tuple[str, str]]:
             )
         )
     return notes
+
+
+def count_arrivals(verdict: Verdict) -> list[tuple[str, str]]:
+    """Say what became of all arrivals, of invalid runs too, and whether Little's law held; A/A apart."""
+    cells = verdict.cells
+    planned = sum(cell.planned for cell in cells)
+    if not planned:
+        return []
+    failed, dropped = sum(sum(cell.failures.values()) for cell in cells), sum(cell.dropped for cell in cells)
+    overflows = [cell.listen_overflows for cell in cells if cell.listen_overflows is not None]
+    full = f"{sum(overflows):,}" if overflows else "an unknown number"
+    off = max((abs(cell.little - 1) for cell in cells if cell.little is not None), default=None)
+    little = "" if off is None else f"; in valid runs Little's law held to {off:.1%}"
+    text = f"{failed:,} failed, {dropped:,} were dropped, {full} met a full listen queue{little}"
+    return [(f"of {planned:,} arrivals, A/A apart", text)]
 
 
 def _build_head(verdict: Verdict) -> RenderableType:
