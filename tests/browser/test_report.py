@@ -44,7 +44,7 @@ def shop() -> str:
 def read_values(table: Locator) -> list[list[float | None]]:
     """Return the exact values behind a table's figures, row by row."""
     values: list[list[float | None]] = table.locator("tbody tr").evaluate_all(
-        "rows => rows.map(row => [...row.cells].filter(cell => !cell.classList.contains('name'))"
+        "rows => rows.map(row => [...row.cells].filter(cell => !cell.matches('.name, .word'))"
         ".map(cell => cell.dataset.value === undefined ? null : Number(cell.dataset.value)))"
     )
     return values

@@ -7,7 +7,9 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -102,6 +104,50 @@ def test_without_the_extra_it_names_the_pip_line(spool: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "numpy", None)
     with pytest.raises(MissingExtraError, match=re.escape("pip install 'reqpath[report]'")):
         run(spool)
+
+
+def read_data(page: Path) -> dict[str, Any]:
+    match = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL
+    )
+    assert match is not None
+    data: dict[str, Any] = json.loads(match[1])
+    return data
+
+
+def test_a_page_is_written_with_the_figures_of_json(spool: str, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert re.fullmatch(
+        r".*report\.html: 300 requests, [\d.]+ [kM]B\n", run(spool, "--html", str(page)).output
+    )
+    data = read_data(page)
+    assert data["report"] == json.loads(run(spool, "--json").output)
+    assert data["jaeger"] is None
+
+
+def test_a_page_is_of_the_requests_that_were_picked(spool: str, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    run(spool, "--route", "/orders", "--html", str(page), "--jaeger", "https://jaeger.example/ui/")
+    data = read_data(page)
+    assert [route["route"] for route in data["report"]["routes"]] == ["POST /orders"]
+    assert sum(data["cells"]["requests"]) == data["report"]["requests"] == 3
+    assert data["jaeger"] == "https://jaeger.example/ui"
+
+
+def test_without_requests_there_is_no_page(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    output = run(str(tmp_path / "spool"), "--html", str(tmp_path / "report.html")).output
+    assert output.startswith("No requests in the spool")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--html", "x", "--json"], ["--html", "x", "--watch"], ["--html", "x", "--jaeger", "javascript:1"]],
+)
+def test_what_goes_with_no_page_is_refused(spool: str, arguments: list[str]) -> None:
+    with pytest.raises(click.UsageError):
+        run(spool, *arguments)
 
 
 def test_watch_reads_on_until_it_is_stopped(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:

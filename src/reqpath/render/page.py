@@ -68,8 +68,8 @@ def _clean_all(value: Any) -> Any:
     if isinstance(value, dict):
         return {_clean_all(key): _clean_all(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        # Columns of numbers are long, and need no look at each.
-        if value and isinstance(value[0], (int, float)):
+        # Columns of numbers are long.
+        if {int, float}.issuperset(map(type, value)):
             return value
         return [_clean_all(each) for each in value]
     return value

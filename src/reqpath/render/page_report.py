@@ -20,7 +20,7 @@ from reqpath.render import text, waterfall
 from reqpath.render.document import breakdown_to_json
 from reqpath.render.page import build_page
 from reqpath.render.palette import PALETTE
-from reqpath.render.units import clean, format_instant
+from reqpath.render.units import clean, format_instant, format_span
 from reqpath.tiers import NAMES, SEGMENTS
 
 #: Stamps in their order, and from which record each comes.
@@ -51,6 +51,7 @@ def build_report_data(breakdown: Breakdown, cube: Cube, *, jaeger: str | None = 
         "report": breakdown_to_json(breakdown),
         "palette": {tier: letter for tier, (letter, _) in PALETTE.items()},
         "meanings": {segment.name: [segment.meaning, segment.excludes] for segment in SEGMENTS},
+        "span": format_span(breakdown.span_ns),
         "notes": text.list_notes(breakdown),
         "left_out": text.describe_left_out(breakdown.whole),
         "route_resolutions_ns": [group.resolution_ns for group in breakdown.routes],

@@ -91,7 +91,8 @@ const parts = (() => {
    * A table whose columns sort it.
    *
    * A column is {name, title, value(row), text(row), cell(row), kind}: `value` sorts and is kept as data-value,
-   * `text` is what is read, `cell` makes an element instead, `kind` "name" is text on the left.
+   * `text` is what is read, `cell` makes an element instead, `kind` "name" is text on the left, "word" a short one, `wide` is left out
+   * on a narrow screen.
    */
   function table(label, columns, {sort = null, limit = 12, empty = "None.", sums = null} = {}) {
     let order = sort;
@@ -108,7 +109,7 @@ const parts = (() => {
       const properties = {scope: "col", class: [column.kind, column.wide ? "wide" : ""].filter(Boolean).join(" "), title: column.title};
       if (!column.value) { head.append(make("th", properties, column.name)); continue; }
       const cell = make("th", properties, make("button", {type: "button", on: {click: () => {
-        const descending = order && order.name === column.name ? !order.descending : column.kind !== "name";
+        const descending = order && order.name === column.name ? !order.descending : !["name", "word"].includes(column.kind);
         order = {name: column.name, descending};
         draw();
       }}}, column.name));

@@ -25,12 +25,12 @@
   // --- The head -----------------------------------------------------------------------------------------------
 
   function drawHead() {
-    const span = (report.last_ns - report.first_ns) / 1e6;
     const first = report.first_ns / 1e6;
-    const line = [count(report.requests, "request"),
-      report.rate_per_s === null ? null : `${rate(report.rate_per_s)} over ${duration(span * 1e6, 1e6)}`,
+    const last = report.last_ns / 1e6;
+    const line = [`${count(report.requests, "request")} in ${data.span}`,
+      report.rate_per_s === null ? null : rate(report.rate_per_s),
       report.errors ? count(report.errors, "error") : null,
-      `${day(first)} ${clock(first, false)} to ${clock(first + span, false)} ${zone}`];
+      `${day(first)} ${clock(first, false)} to ${day(first) === day(last) ? "" : `${day(last)} `}${clock(last, false)} ${zone}`];
     const total = report.total_ns;
     page.prepend(make("p", {class: "soft", id: "what"}, `reqpath report · ${line.filter(Boolean).join(" · ")}`));
     page.append(make("dl", {class: "facts", id: "latency", "aria-label": "latency"},
@@ -58,16 +58,16 @@
     }
     const title = (line) => `${line.name}, ${duration(line.ns, resolution)}`;
     const titles = Object.fromEntries(lines.map((line) => [line.name, title(line)]));
-    return (width) => Plot.plot({...plain, width, height: 46 * lines.length + 44, marginLeft: 1, marginRight: 1, marginTop: 0, marginBottom: 44,
+    return (width) => Plot.plot({...plain, width, height: 50 * lines.length + 42, marginLeft: 1, marginRight: 1, marginTop: 0, marginBottom: 44,
       ariaLabel: label,
       x: {domain: [0, 100], percent: true, label: "share of the request's time (%)", labelAnchor: "center", labelArrow: "none", ticks: 5},
       fy: {domain: lines.map((line) => line.name), axis: null, padding: 0}, color: {type: "identity"},
       marks: [
-        Plot.text(lines, {fy: "name", text: (line) => titles[line.name], frameAnchor: "top-left", dy: 3, fontSize: 12.5, fill: "currentColor"}),
-        Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 19, insetLeft: 0.5, insetRight: 0.5,
+        Plot.text(lines, {fy: "name", text: (line) => titles[line.name], frameAnchor: "top-left", dy: 6, fontSize: 12.5, fill: "currentColor"}),
+        Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 23, insetLeft: 0.5, insetRight: 0.5,
           stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}, ariaLabel: "tip"}),
         Plot.text(pieces.filter((piece) => (piece.x2 - piece.x1) * width > 14), {x: (piece) => (piece.x1 + piece.x2) / 2, fy: "line", text: "letter", frameAnchor: "middle",
-          dy: 10, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
+          dy: 12, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
       ]});
   }
 
@@ -161,6 +161,8 @@
       if (base * step >= edges[0] && base * step <= edges[rows]) ticks.push(base * step);
     }
     const sparse = ticks.length > 9 ? ticks.filter((tick) => String(tick)[0] === "1") : ticks;
+    const spanS = (grid.columns * grid.width_ms) / 1000;
+    const timeFormat = spanS > 3 * 86400 ? "%m-%d" : spanS > 86400 ? "%m-%d %H:%M" : spanS > 600 ? "%H:%M" : spanS > 4 ? "%H:%M:%S" : "%H:%M:%S.%L";
     let scales;
     let brush;
     let layer;
@@ -168,7 +170,7 @@
       const height = Math.max(240, Math.min(340, width * 0.42));
       const svg = Plot.plot({...plain, width, height, marginLeft: 58, marginBottom: 42, marginTop: 22, marginRight: 8,
         ariaLabel: "latency over time, darker where there are more requests",
-        x: {type: "utc", domain: [instant(columnStart(0)), instant(columnStart(grid.columns))], label: `time of the request's start (${zone})`, labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor(width / 130))},
+        x: {type: "utc", domain: [instant(columnStart(0)), instant(columnStart(grid.columns))], label: `time of the request's start (${zone})`, labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor(width / 130)), tickFormat: d3.utcFormat(timeFormat)},
         y: {type: "log", domain: [edges[0], edges[rows]], axis: null},
         opacity: {type: "sqrt", domain: [0, most], range: [0.1, 1]},
         marks: [
@@ -189,7 +191,8 @@
         select({t0: Math.floor(column(x0) + 1e-6), t1: Math.ceil(column(x1) - 1e-6), l0: row(y1), l1: d3.bisectLeft(edges, scales.y.invert(y0) * (1 - 1e-9))});
       });
       const node = svg.tagName.toLowerCase() === "svg" ? svg : svg.querySelector("svg");
-      layer = d3.select(node).append("g").attr("class", "brush").attr("aria-hidden", "true").call(brush);
+      // Below the tip, so that this can be read.
+      layer = d3.select(node).insert("g", "[aria-label=tip]").attr("class", "brush").attr("aria-hidden", "true").call(brush);
       show();
       return svg;
     };
@@ -362,8 +365,8 @@
     const question = make("p", {class: "soft"});
     const chart = figure("the path of the selected requests and of the rest", () => document.createTextNode(""));
     const view = table("attributes that differ", [
-      {name: "attribute", kind: "name", value: (row) => row.attribute, text: (row) => row.attribute},
-      {name: "value", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: row.attribute === "query" ? "code" : ""}, shorten(row.name, 200))},
+      {name: "attribute", kind: "word", value: (row) => row.attribute, text: (row) => row.attribute},
+      {name: "value", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: ["query", "route"].includes(row.attribute) ? "code" : null}, shorten(row.name, 200))},
       {name: "of these", title: "share of the selected requests that have it", value: (row) => row.own, text: (row) => share(row.own)},
       {name: "of the rest", title: "share of all other requests that have it", value: (row) => row.other, text: (row) => share(row.other)},
       {name: "difference", title: "in percentage points", value: (row) => row.own - row.other, text: (row) => `${row.own > row.other ? "+" : "−"}${Math.abs((row.own - row.other) * 100).toFixed(Math.abs(row.own - row.other) < 0.1 ? 1 : 0)} pp`},
@@ -419,12 +422,12 @@
     const ns = (key) => ({value: (row) => row[key], text: (row) => row[key] === null ? parts.UNKNOWN : `${row.rough ? "≈ " : ""}${duration(row[key], row.resolution, 2)}`});
     const view = table("routes", [
       {name: "route", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: "code"}, shorten(row.name, 200))},
-      {name: "requests", value: (row) => row.requests, text: (row) => group(row.requests)},
+      {name: "requests", wide: true, value: (row) => row.requests, text: (row) => group(row.requests)},
       {name: "of the time", title: "share of the total time", value: (row) => row.share, text: (row) => share(row.share)},
       {name: "mean", value: (row) => row.mean, text: (row) => duration(row.mean, row.resolution, 2)},
       {name: "p50", ...ns("p50")},
       {name: "p99", ...ns("p99")},
-      {name: "errors", title: "statuses of 500 and more", value: (row) => row.errors, text: (row) => (row.errors ? group(row.errors) : "")},
+      {name: "errors", wide: true, title: "statuses of 500 and more", value: (row) => row.errors, text: (row) => (row.errors ? group(row.errors) : "")},
       {name: "path", wide: true, title: "the tiers' share of the route's time", cell: (row) => bar(row.path)},
     ], {sort: {name: "of the time", descending: true}});
     page.append(section("routes", "Routes", "Which routes take the time?", view.element, note));
@@ -508,7 +511,7 @@
       const chart = figure("waterfall", drawWaterfall(request));
       if (request.rows.length) inner.append(chart.element);
       inner.append(path.element);
-      const pairs = (list) => make("dl", {class: "pairs"}, list.map(([name, value]) => [make("dt", {}, shorten(name, 100)), make("dd", {}, shorten(value, 1000))]));
+      const pairs = (list) => make("dl", {class: "pairs"}, list.map(([name, value]) => [make("dt", {}, shorten(name, 100)), make("dd", {}, shorten(value, 400))]));
       const stamps = make("table", {"aria-label": "stamps"}, make("thead", {}, make("tr", {}, make("th", {class: "name", scope: "col"}, "stamp"), make("th", {scope: "col"}, "at"), make("th", {scope: "col"}, "good to"))),
         make("tbody", {}, request.stamps.map(([name, ns, fine]) => make("tr", {}, make("td", {class: "name"}, name), make("td", {data: {value: ns}}, ns ? duration(ns, fine, 6) : "0"), make("td", {}, fine >= 1e6 ? `${fine / 1e6} ms` : fine >= 1e3 ? `${fine / 1e3} µs` : `${fine} ns`)))));
       const columns = make("div", {class: "columns"},
