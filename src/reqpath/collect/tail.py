@@ -266,6 +266,7 @@ class Tail:
     def _judge(self, paths: list[RequestPath]) -> None:
         decide, correct, observe = self.keeper.decide, self.clocks.correct, self._observe
         close = self._close
+        pending = len(self._pending)
         self.joined += len(paths)
         for original in paths:
             path, offset = correct(original)
@@ -278,7 +279,8 @@ class Tail:
             if reason is not None:
                 places = KeptPath(reason, worker, nginx, retried, offset)
                 self._pending.append(Kept(path, reason, offset, places))
-        if self._pending:
+        # The exporting thread waits for a first path, then for many; waking it for each costs both threads.
+        if pending == 0 < len(self._pending) or pending < _LINGER_PATHS <= len(self._pending):
             self._changed.notify_all()
 
     def _close(self, record: Record) -> Place:
