@@ -16,7 +16,7 @@ from reqpath.analyse.figures import Breakdown
 from reqpath.path import RequestPath
 from reqpath.record import Operation
 from reqpath.render.palette import PALETTE
-from reqpath.render.text import build_bar, render_report
+from reqpath.render.text import build_bar, cut_middle, render_report
 from reqpath.spool import SpoolLosses
 from reqpath.tiers import TIERS
 from tests.factories import (
@@ -141,3 +141,33 @@ def _subsequences_hint(letters: str, bar: str) -> list[str]:
 def test_every_tier_has_a_colour_and_a_letter_of_its_own() -> None:
     assert set(PALETTE) == {*TIERS, "client", "residual"}
     assert len({letter for letter, _ in PALETTE.values()}) == len(PALETTE)
+
+
+@pytest.mark.parametrize(
+    ("width", "cut"),
+    [
+        (40, "GET /products/<int:product_id>/photos"),
+        (19, "GET /prod…d>/photos"),
+        (2, "G…"),
+        (1, "…"),
+    ],
+)
+def test_a_long_name_keeps_both_ends(width: int, cut: str) -> None:
+    assert cut_middle("GET /products/<int:product_id>/photos", width) == cut
+
+
+@given(st.text(), st.integers(1, 60))
+def test_a_cut_name_fits(text: str, width: int) -> None:
+    cut = cut_middle(text, width)
+    assert cell_len(cut) <= width
+    assert (cut == text) == (cell_len(text) <= width)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_a_long_route_takes_no_room_from_the_figures(width: int, draw: Draw) -> None:
+    worker = make_worker_record(route="/products/<int:product_id>/photos/<path:name>/of/the/customers")
+    text = draw(render(build_breakdown([RequestPath(worker, make_writer_info(), None)])), width)
+    header, row = text[text.index("slowest  " if width < 64 else "slowest requests") :].splitlines()[:2]
+    assert "…" not in header
+    assert row.count("…") == 1
+    assert re.search(r" \d\S* [mµ]?s +200 ", row)

@@ -7,10 +7,12 @@ what is missing or was lost. Whatever comes from a request is cleaned and never 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -39,6 +41,8 @@ MAX_WIDTH: Final = 100
 NARROW: Final = 64
 _DIM: Final = "dim"
 _ROWS: Final = 8
+#: Of a route's cell, however little room there is.
+_LEAST_NAME: Final = 12
 
 Cells = Sequence[tuple[str, float]]
 
@@ -270,7 +274,7 @@ def _build_lens(whole: figures.Group, width: int) -> RenderableType | None:
         )
     if whole.lens.known == whole.requests:
         return table
-    known = f"Known in {whole.lens.known:,} of {format_count(whole.requests, 'request')}."
+    known = f"Measured in {_of_all(whole.lens.known, whole.requests)}."
     return Group(table, Text(known, style=_DIM))
 
 
@@ -286,8 +290,8 @@ def _build_routes(breakdown: Breakdown, width: int, rows: int) -> RenderableType
     total_ns = breakdown.whole.total.mean_ns * breakdown.whole.requests or 1.0
     for group in breakdown.routes[:rows]:
         resolution_ns = group.resolution_ns
-        cells: list[str | Text] = [
-            Text(clean(group.route or "")),
+        cells: list[RenderableType] = [
+            _Name(clean(group.route or "")),
             f"{group.requests:,}",
             format_duration(group.total.p50_ns, resolution_ns, digits=2),
             format_duration(group.total.p99_ns, resolution_ns, digits=2),
@@ -328,13 +332,14 @@ def _build_statements(breakdown: Breakdown, width: int, rows: int) -> Renderable
 def _build_slowest(breakdown: Breakdown, width: int) -> RenderableType | None:
     if not breakdown.slowest:
         return None
-    table = _table("slowest requests", "total", "status", width=width)
+    first = "slowest requests" if width >= NARROW else "slowest"
+    table = _table(first, "total", "status", width=width, expand=True)
     table.add_column("the most in", no_wrap=True)
     if width >= NARROW:
         table.add_column("trace", no_wrap=True)
     for request in breakdown.slowest:
-        cells: list[str | Text] = [
-            Text(clean(request.route)),
+        cells: list[RenderableType] = [
+            _Name(clean(request.route)),
             format_duration(request.total_ns, request.resolution_ns),
             "-" if request.status is None else str(request.status),
             request.longest,
@@ -498,6 +503,33 @@ def _table(first: str, *others: str, width: int, expand: bool = False) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+class _Name:
+    """A route in a cell: cut in its middle, since those of an app begin alike."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the least and the greatest width, in cells."""
+        width = min(cell_len(self._text), options.max_width)
+        return Measurement(min(width, _LEAST_NAME), width)
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """Yield what fits into the cell."""
+        yield Text(cut_middle(self._text, options.max_width), no_wrap=True, overflow="ellipsis")
+
+
+def cut_middle(text: str, width: int) -> str:
+    """Return a text in at most `width` cells, with an ellipsis for what of its middle is too much."""
+    if cell_len(text) <= width:
+        return text
+    tail_width = (width - 1) // 2
+    tail = text[len(text) - tail_width :] if tail_width > 0 else ""
+    while cell_len(tail) > tail_width:
+        tail = tail[1:]
+    return f"{set_cell_size(text, width - 1 - tail_width).rstrip()}…{tail}"
 
 
 def _with_more(table: Table, more: int, noun: str) -> RenderableType:
