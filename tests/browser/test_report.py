@@ -284,7 +284,7 @@ def test_a_request_has_its_waterfall_stamps_queries_attributes_and_trace(open_pa
     request = page.locator("#requests .request")
     assert request.get_attribute("open") is not None
     waterfall = request.locator("svg[aria-label^=waterfall]")
-    assert waterfall.locator("[aria-label=bar] rect").count() == 6
+    assert waterfall.locator("[data-mark=bar] rect").count() == 6
     drawn = waterfall.text_content() or ""
     assert "SELECT name FROM items" in drawn
     assert "time since the request's start" in drawn
@@ -401,7 +401,7 @@ def test_it_fits_a_narrow_screen(shop: str, open_page: OpenPage) -> None:
 def test_every_part_has_a_name_for_a_screen_reader(shop: str, open_page: OpenPage) -> None:
     page = open_page(shop)
     unnamed = page.evaluate(
-        "[...document.querySelectorAll('svg, table, section, figure, [role], input, button')]"
+        "[...document.querySelectorAll('svg, table, section, figure:not([hidden]), [role], input, button')]"
         ".filter(each => !(each.ariaLabel || each.getAttribute('aria-labelledby') || each.textContent.trim()"
         " || each.labels?.length)).map(each => each.outerHTML.slice(0, 80))"
     )

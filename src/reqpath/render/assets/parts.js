@@ -64,6 +64,9 @@ const parts = (() => {
     return element;
   }
 
+  /** Text that may go on in a new line after a slash. */
+  const breakable = (text) => text.split(/(?<=\/)/).flatMap((part) => [part, make("wbr")]);
+
   /** A section with its title and the question that it answers; returns it. */
   function section(id, title, question, ...children) {
     return make("section", {id, "aria-labelledby": `${id}-title`},
@@ -102,12 +105,12 @@ const parts = (() => {
     const body = make("tbody");
     const more = make("button", {class: "act", type: "button", on: {click: () => { all = !all; draw(); }}});
     const wrap = make("div", {},
-      make("div", {class: "scroll", role: "region", "aria-label": label, tabindex: "0"},
+      make("div", {class: "scroll", role: "region", "aria-label": `${label}, a table that scrolls`, tabindex: "0"},
         make("table", {"aria-label": label}, make("thead", {}, head), body)),
       more);
     for (const column of columns) {
       const properties = {scope: "col", class: [column.kind, column.wide ? "wide" : ""].filter(Boolean).join(" "), title: column.title};
-      if (!column.value) { head.append(make("th", properties, column.name)); continue; }
+      if (!column.value) { head.append(make("th", properties, column.hidden ? make("span", {class: "unseen"}, column.name) : column.name)); continue; }
       const cell = make("th", properties, make("button", {type: "button", on: {click: () => {
         const descending = order && order.name === column.name ? !order.descending : !["name", "word"].includes(column.kind);
         order = {name: column.name, descending};
@@ -148,6 +151,30 @@ const parts = (() => {
     return {element: wrap, show(next) { rows = next; draw(); }};
   }
 
+  /** Draw a chart that a screen reader takes for one picture, of which `label` says what is to be seen. */
+  function plot(label, options) {
+    const svg = Plot.plot({style: {background: "transparent", overflow: "visible", fontSize: "12px", fontFamily: "inherit"}, ariaLabel: label, ...options});
+    svg.setAttribute("role", "img");
+    // A group without a role can't have a name.
+    for (const mark of svg.querySelectorAll("g[aria-label]")) {
+      mark.dataset.mark = mark.getAttribute("aria-label");
+      mark.removeAttribute("aria-label");
+    }
+    return svg;
+  }
+
+  /** A figure that is drawn anew when its width changes: `draw(width)` returns an element. */
+  function figure(draw) {
+    const element = make("figure");
+    let width = 0;
+    const redraw = () => {
+      width = Math.max(260, Math.floor(element.clientWidth));
+      element.replaceChildren(draw(width));
+    };
+    new ResizeObserver(() => { if (Math.floor(element.clientWidth) !== width) redraw(); }).observe(element);
+    return {element, redraw(next) { if (next) draw = next; if (element.isConnected) redraw(); }};
+  }
+
   /** Copy text; tells on the button whether it could. */
   function copyButton(text, label) {
     const button = make("button", {class: "act", type: "button", "aria-label": label}, "copy");
@@ -163,5 +190,5 @@ const parts = (() => {
     return button;
   }
 
-  return {UNKNOWN, duration, share, rate, count, group, shorten, make, section, colour, swatch, legend, bar, table, copyButton};
+  return {UNKNOWN, duration, share, rate, count, group, shorten, make, breakable, section, colour, swatch, legend, bar, table, plot, figure, copyButton};
 })();

@@ -1,7 +1,7 @@
 // The report's page: reads the data, draws it, and narrows it to what is selected on the heat map.
 "use strict";
 (() => {
-  const {duration, share, rate, count, group, shorten, make, section, colour, swatch, legend, bar, table, copyButton} = parts;
+  const {duration, share, rate, count, group, shorten, make, breakable, section, colour, swatch, legend, bar, table, plot, figure, copyButton} = parts;
   const data = JSON.parse(document.getElementById("data").textContent);
   const {report, grid, cells, palette, meanings} = data;
   const page = document.getElementById("page");
@@ -20,7 +20,6 @@
   const columnStart = (column) => grid.first_ms + column * grid.width_ms;
   const manyDays = grid.columns * grid.width_ms > 864e5;
   const when = (ms) => (manyDays ? `${day(ms)} ${clock(ms).slice(0, 5)}` : clock(ms));
-  const plain = {style: {background: "transparent", overflow: "visible", fontSize: "12px", fontFamily: "inherit"}};
 
   // --- The head -----------------------------------------------------------------------------------------------
 
@@ -58,29 +57,18 @@
     }
     const title = (line) => `${line.name}, ${duration(line.ns, resolution)}`;
     const titles = Object.fromEntries(lines.map((line) => [line.name, title(line)]));
-    return (width) => Plot.plot({...plain, width, height: 50 * lines.length + 42, marginLeft: 1, marginRight: 1, marginTop: 0, marginBottom: 44,
-      ariaLabel: label,
+    const list = (line) => pieces.filter((piece) => piece.line === line.name).map((piece) => `${piece.name} ${duration(piece.ns, resolution)}`).join(", ");
+    const summary = `${label}: ${lines.map((line) => `${titles[line.name]}: ${list(line)}`).join("; ")}`;
+    return (width) => plot(summary, {width, height: 50 * lines.length + 42, marginLeft: 1, marginRight: 1, marginTop: 0, marginBottom: 44,
       x: {domain: [0, 100], percent: true, label: "share of the request's time (%)", labelAnchor: "center", labelArrow: "none", ticks: 5},
       fy: {domain: lines.map((line) => line.name), axis: null, padding: 0}, color: {type: "identity"},
       marks: [
         Plot.text(lines, {fy: "name", text: (line) => titles[line.name], frameAnchor: "top-left", dy: 6, fontSize: 12.5, fill: "currentColor"}),
         Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 23, insetLeft: 0.5, insetRight: 0.5,
-          stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}, ariaLabel: "tip"}),
+          stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}}),
         Plot.text(pieces.filter((piece) => (piece.x2 - piece.x1) * width > 14), {x: (piece) => (piece.x1 + piece.x2) / 2, fy: "line", text: "letter", frameAnchor: "middle",
           dy: 12, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
       ]});
-  }
-
-  /** A figure that is drawn anew when its width changes. */
-  function figure(label, draw, className = "") {
-    const element = make("figure", {class: className, role: "group", "aria-label": label});
-    let width = 0;
-    const redraw = () => {
-      width = Math.max(260, Math.floor(element.clientWidth));
-      element.replaceChildren(draw(width));
-    };
-    new ResizeObserver(() => { if (Math.floor(element.clientWidth) !== width) redraw(); }).observe(element);
-    return {element, redraw(next) { if (next) draw = next; if (element.isConnected) redraw(); }};
   }
 
   function drawPathSection() {
@@ -88,7 +76,7 @@
     const lines = [{name: "median", ns: report.median_path.total_ns, parts: slice("median_path_ns")},
       {name: slowestName, ns: report.slowest.total_ns, parts: slice("slowest_ns")}];
     const used = TIERS.filter((tier) => lines.some((line) => line.parts.some(([name, ns]) => ns > 0 && tierOf[name] === tier)));
-    const chart = figure("the path of the median and of the slowest requests", drawPath(lines, "the path, by tier"));
+    const chart = figure(drawPath(lines, "the path"));
     const segments = report.segments.filter((segment) => segment.known && segment.share);
     const nothing = report.segments.filter((segment) => segment.known && !segment.share).map((segment) => segment.name);
     const difference = (row) => (row.median === null || row.slow === null ? null : row.slow - row.median);
@@ -168,8 +156,7 @@
     let layer;
     const draw = (width) => {
       const height = Math.max(240, Math.min(340, width * 0.42));
-      const svg = Plot.plot({...plain, width, height, marginLeft: 58, marginBottom: 42, marginTop: 22, marginRight: 8,
-        ariaLabel: "latency over time, darker where there are more requests",
+      const svg = plot(`heat map of latency over time, from ${duration(edges[0], 1, 2)} to ${duration(edges[rows], 1, 2)}; the sliders below select of it`, {width, height, marginLeft: 58, marginBottom: 42, marginTop: 22, marginRight: 8,
         x: {type: "utc", domain: [instant(columnStart(0)), instant(columnStart(grid.columns))], label: `time of the request's start (${zone})`, labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor(width / 130)), tickFormat: d3.utcFormat(timeFormat)},
         y: {type: "log", domain: [edges[0], edges[rows]], axis: null},
         opacity: {type: "sqrt", domain: [0, most], range: [0.1, 1]},
@@ -190,9 +177,8 @@
         const row = (y) => d3.bisectRight(edges, scales.y.invert(y) * (1 + 1e-9)) - 1;
         select({t0: Math.floor(column(x0) + 1e-6), t1: Math.ceil(column(x1) - 1e-6), l0: row(y1), l1: d3.bisectLeft(edges, scales.y.invert(y0) * (1 - 1e-9))});
       });
-      const node = svg.tagName.toLowerCase() === "svg" ? svg : svg.querySelector("svg");
       // Below the tip, so that this can be read.
-      layer = d3.select(node).insert("g", "[aria-label=tip]").attr("class", "brush").attr("aria-hidden", "true").call(brush);
+      layer = d3.select(svg).insert("g", "[data-mark=tip]").attr("class", "brush").call(brush);
       show();
       return svg;
     };
@@ -202,7 +188,7 @@
       const x = (column) => scales.x.apply(instant(columnStart(column)));
       layer.call(brush.move, [[x(selection.t0), scales.y.apply(edges[selection.l1])], [x(selection.t1), scales.y.apply(edges[selection.l0])]]);
     };
-    const chart = figure("heat map of latency over time", draw);
+    const chart = figure(draw);
 
     // Keyboard and fingers: four sliders say the same as the drag.
     const slider = (label, max, get, set, text) => {
@@ -310,18 +296,18 @@
       const narrow = width < 560;
       const domain = slices.map(percentile);
       const band = (width - 60) / domain.length;
-      return Plot.plot({...plain, width, height: 300, marginLeft: 46, marginBottom: 62, marginTop: 22, marginRight: 4,
-        ariaLabel: "share of each tier by percentile of latency",
+      const summary = slices.map((slice) => `${percentile(slice)} %: ${list.filter((each) => each.slice === percentile(slice)).map((each) => `${each.tier} ${share(each.part)}`).join(", ")}`).join("; ");
+      return plot(`share of each tier by percentile of latency: ${summary}`, {width, height: 300, marginLeft: 46, marginBottom: 62, marginTop: 22, marginRight: 4,
         x: {type: "band", domain, padding: 0.06, label: "percentile of latency (%), with the mean of its requests", labelAnchor: "center", labelArrow: "none", labelOffset: 58, tickSize: 0,
           tickRotate: narrow ? -35 : 0, tickFormat: (name, i) => (narrow ? name : `${name}\n${duration(slices[i].total_ns, resolution, 2)}`)},
         y: {domain: [0, 100], percent: true, label: "share of the time (%)", labelArrow: "none", ticks: 5, grid: true},
         color: {type: "identity"},
         marks: [
-          Plot.barY(list, Plot.stackY({x: "slice", y: "part", fill: (each) => colour(each.tier), order: null, stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", ariaLabel: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}})),
+          Plot.barY(list, Plot.stackY({x: "slice", y: "part", fill: (each) => colour(each.tier), order: null, stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}})),
           Plot.text(list, Plot.stackY({x: "slice", y: "part", text: (each) => (each.part > 0.06 && band > 18 ? each.letter : ""), order: null, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"})),
         ]});
     };
-    const chart = figure("share of each tier by percentile of latency", draw);
+    const chart = figure(draw);
     page.append(section("shares", "The tiers' share, from the fastest to the slowest", "What are slow requests made of that fast ones are not?",
       legends, chart.element, note));
     onSelect((now) => {
@@ -363,14 +349,14 @@
   function drawDifferSection() {
     const attributes = {route: data.routes, query: data.statements, ...data.attributes};
     const question = make("p", {class: "soft"});
-    const chart = figure("the path of the selected requests and of the rest", () => document.createTextNode(""));
+    const chart = figure(() => make("span"));
     const view = table("attributes that differ", [
       {name: "attribute", kind: "word", value: (row) => row.attribute, text: (row) => row.attribute},
-      {name: "value", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: ["query", "route"].includes(row.attribute) ? "code" : null}, shorten(row.name, 200))},
+      {name: "value", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: ["query", "route"].includes(row.attribute) ? "code" : null}, breakable(shorten(row.name, 200)))},
       {name: "of these", title: "share of the selected requests that have it", value: (row) => row.own, text: (row) => share(row.own)},
       {name: "of the rest", title: "share of all other requests that have it", value: (row) => row.other, text: (row) => share(row.other)},
       {name: "difference", title: "in percentage points", value: (row) => row.own - row.other, text: (row) => `${row.own > row.other ? "+" : "−"}${Math.abs((row.own - row.other) * 100).toFixed(Math.abs(row.own - row.other) < 0.1 ? 1 : 0)} pp`},
-      {name: "", wide: true, cell: (row) => make("div", {class: "diverge", "aria-hidden": "true"}, make("i", {style: row.own > row.other
+      {name: "difference as a bar", hidden: true, wide: true, cell: (row) => make("div", {class: "diverge", "aria-hidden": "true"}, make("i", {style: row.own > row.other
         ? {left: "50%", width: `${50 * (row.own - row.other)}%`} : {right: "50%", width: `${50 * (row.other - row.own)}%`}}))},
     ], {limit: 10, empty: "Nothing that could not be chance."});
     page.append(section("differ", "What differs", "Which attributes do these requests have more often than the rest?", question, chart.element, view.element,
@@ -421,11 +407,11 @@
     const note = make("p", {class: "soft"});
     const ns = (key) => ({value: (row) => row[key], text: (row) => row[key] === null ? parts.UNKNOWN : `${row.rough ? "≈ " : ""}${duration(row[key], row.resolution, 2)}`});
     const view = table("routes", [
-      {name: "route", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: "code"}, shorten(row.name, 200))},
+      {name: "route", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: "code"}, breakable(shorten(row.name, 200)))},
       {name: "requests", wide: true, value: (row) => row.requests, text: (row) => group(row.requests)},
       {name: "of the time", title: "share of the total time", value: (row) => row.share, text: (row) => share(row.share)},
       {name: "mean", value: (row) => row.mean, text: (row) => duration(row.mean, row.resolution, 2)},
-      {name: "p50", ...ns("p50")},
+      {name: "p50", wide: true, ...ns("p50")},
       {name: "p99", ...ns("p99")},
       {name: "errors", wide: true, title: "statuses of 500 and more", value: (row) => row.errors, text: (row) => (row.errors ? group(row.errors) : "")},
       {name: "path", wide: true, title: "the tiers' share of the route's time", cell: (row) => bar(row.path)},
@@ -479,8 +465,7 @@
     return (width) => {
       const left = width < 560 ? 110 : 220;
       const limit = Math.floor(left / 6.6);
-      return Plot.plot({...plain, width, height: list.length * 20 + 64, marginLeft: left, marginRight: 62, marginTop: 8, marginBottom: 40,
-        ariaLabel: `waterfall of ${request.route}`.slice(0, 200),
+      return plot(`waterfall: ${list.map((row) => row.tip.replace("\n", ", ")).join("; ")}`, {width, height: list.length * 20 + 64, marginLeft: left, marginRight: 62, marginTop: 8, marginBottom: 40,
         x: {domain: [0, request.total_ns || 1], label: "time since the request's start", labelAnchor: "center", labelArrow: "none", ticks: width < 560 ? 3 : 6, tickFormat: (ns) => (ns ? duration(ns, 1, 2).replace(".0", "") : "0"), grid: true},
         y: {type: "band", domain: list.map((row) => row.i), padding: 0.25, axis: null}, color: {type: "identity"},
         marks: [
@@ -498,7 +483,7 @@
     const failed = request.status === null || request.status >= 500;
     const element = make("details", {class: "request", data: {trace: request.trace_id}},
       make("summary", {}, make("b", {data: {value: request.total_ns}}, duration(request.total_ns, request.resolution_ns)),
-        make("span", {class: "name code"}, shorten(request.route, 200)),
+        make("span", {class: "name code"}, breakable(shorten(request.route, 200))),
         make("span", {class: failed ? "warn" : "soft"}, request.status === null ? "no status" : String(request.status)),
         make("span", {class: "soft"}, request.at)), inner);
     element.addEventListener("toggle", () => {
@@ -507,8 +492,8 @@
       if (data.jaeger) trace.append(" ", make("a", {href: `${data.jaeger}/trace/${encodeURIComponent(request.trace_id)}`, rel: "noreferrer noopener"}, "open in Jaeger"));
       inner.append(trace);
       const split = [...request.segments.map(([name, ns]) => [name, ns]), ["residual", request.residual_ns]];
-      const path = figure("the path of this request", drawPath([{name: "this request", ns: request.total_ns, parts: split}], "the path of this request"));
-      const chart = figure("waterfall", drawWaterfall(request));
+      const path = figure(drawPath([{name: "this request", ns: request.total_ns, parts: split}], "the path"));
+      const chart = figure(drawWaterfall(request));
       if (request.rows.length) inner.append(chart.element);
       inner.append(path.element);
       const pairs = (list) => make("dl", {class: "pairs"}, list.map(([name, value]) => [make("dt", {}, shorten(name, 100)), make("dd", {}, shorten(value, 400))]));
