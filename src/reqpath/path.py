@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
-from reqpath.tiers import Timing, measure
+from reqpath.tiers import Timing, measure, measure_extent
 
 #: Methods that are told apart. Source: RFC 9110 and RFC 5789, as OpenTelemetry's HTTP semantic conventions
 #: list them.
@@ -37,6 +37,12 @@ class RequestPath(msgspec.Struct, eq=False, gc=False):
         if timing is None:
             timing = self._timing = measure(self.worker, self.nginx)
         return timing
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """When this request began, ns since the epoch, and how long it took, as `timing` has them."""
+        timing = self._timing
+        return measure_extent(self.worker, self.nginx) if timing is None else timing[:2]
 
     @property
     def trace_id(self) -> str:

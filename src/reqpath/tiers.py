@@ -210,6 +210,34 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     return _measure_usual(worker, nginx) or _measure_any(worker, nginx)
 
 
+def measure_extent(worker: WorkerRecord | None, nginx: NginxRecord | None) -> tuple[int, int]:
+    """Return `start_ns` and `total_ns` as `measure` has them, for who judges many requests and splits few.
+
+    Of a request whose stamps are all there and in order it needs no segment, so a third of the time.
+
+    Raises: ValueError when both records are None.
+    """
+    if worker is not None and nginx is not None and len(nginx.attempts) <= 1:
+        start_ns, pass_ns, accept_ns, parsed_ns = (
+            worker.nginx_start_ns,
+            worker.nginx_pass_ns,
+            worker.accept_ns,
+            worker.parsed_ns,
+        )
+        app_start_ns, closed_offset_ns, end_ns = worker.app_start_ns, worker.closed_offset_ns, nginx.end_ns
+        if (
+            start_ns is not None
+            and pass_ns is not None
+            and accept_ns is not None
+            and parsed_ns is not None
+            and closed_offset_ns is not None
+            and closed_offset_ns >= 0
+            and start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= end_ns - closed_offset_ns
+        ):
+            return start_ns, end_ns - start_ns
+    return measure(worker, nginx)[:2]
+
+
 def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | None:
     """Split a request whose stamps are all there and in order: each segment is a difference, and none is odd.
 

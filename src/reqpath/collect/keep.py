@@ -124,13 +124,12 @@ class Keeper:
 
     def decide(self, path: RequestPath) -> str | None:
         """Return why a path is to be kept; None: it is not."""
-        timing = path.timing
-        total_ns = timing.total_ns
+        start_ns, total_ns = path.extent
         route = self._find_route(path)
         latencies = route.latencies
         bound_ns = latencies.bound_ns
         latencies.add(total_ns)
-        second = (timing.start_ns + total_ns) // SECOND_NS
+        second = (start_ns + total_ns) // SECOND_NS
         # A path that comes late counts in the latest second, so that lateness makes no room.
         if second > route.second:
             route.second, route.kept = second, 0
