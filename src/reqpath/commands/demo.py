@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reqpath.commands.shared import check_extra, show_start
+from reqpath.commands.shared import check_extra, name_program, show_start
 from reqpath.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -242,40 +242,51 @@ def _deployment_to_json(deployment: Deployment) -> dict[str, Any]:
 
 
 def _print_client(client: dict[str, Any], console: Console) -> None:
+    from reqpath.render.units import format_count, format_share
+
     if client["attributed_share_p50"] is None:
         return
     console.print(
-        f"\n{client['requests']} requests were sent, {client['recorded']} recorded. "
-        f"By the client's own clock {client['attributed_share_p50']:.1%} of its waiting is in a "
+        f"\n{format_count(client['requests'], 'request')} sent, {client['recorded']:,} recorded. Errors are "
+        "part of the traffic: products that are not there, photos that are too large, a fault in the app. "
+        f"By the client's own clock {format_share(client['attributed_share_p50'])} of its waiting is in a "
         "segment (at the median); the rest is its way to nginx and back.",
         highlight=False,
     )
 
 
 def _print_next_steps(spool: str | None, talk: Console) -> None:
-    steps = [("one request", "reqpath demo --keep-spool DIR, then reqpath trace slowest DIR")]
-    if spool is not None:
-        place = shlex.quote(spool)
-        steps = [("one request", f"reqpath trace slowest {place}"), ("again", f"reqpath report {place}")]
-    steps += [
-        ("another set-up", "reqpath demo --workers threads --transport tcp --db-transport unix"),
-        ("your own app", "ReqPath(app), and the lines of reqpath config nginx, reqpath config uwsgi"),
+    program = name_program()
+    place = "DIR" if spool is None else shlex.quote(spool)
+    look = [f"{program} trace slowest {place}", f"{program} report {place} --html report.html"]
+    steps = [
+        (
+            "One request in full, all of them as a page",
+            look if spool else [f"{program} demo --keep-spool DIR", *look],
+        ),
+        ("Another set-up", [f"{program} demo --workers threads --transport tcp --db-transport unix"]),
+        (
+            "Your own app: ReqPath(app) in it, and the lines that these print",
+            [f"{program} config nginx", f"{program} config uwsgi"],
+        ),
     ]
-    talk.print("\nWhere to go next", highlight=False)
-    for what, how in steps:
-        talk.print(f"  {what:<15} {how}", highlight=False, markup=False, soft_wrap=True)
+    for what, commands in steps:
+        talk.print(f"\n{what}", highlight=False)
+        for line in commands:
+            talk.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_trace(backend: Backend, trace_id: str, talk: Console) -> None:
     from reqpath.commands.jaeger import NO_UI
 
+    program = name_program()
     page = backend.find_trace(trace_id)
     talk.print("\nThe slowest request", highlight=False)
     if page is None:
         talk.print(f"  sent to {backend.otlp} as trace {trace_id}", highlight=False, soft_wrap=True)
         return
     talk.print(f"  {page}", highlight=False, soft_wrap=True)
-    talk.print(f"  reqpath trace {trace_id} --from jaeger {backend.page}", highlight=False, soft_wrap=True)
+    talk.print(f"  {program} trace {trace_id} --from jaeger {backend.page}", highlight=False, soft_wrap=True)
     if backend.jaeger and not backend.jaeger.has_ui:
         talk.print(f"\n{NO_UI}", highlight=False, markup=False)
 

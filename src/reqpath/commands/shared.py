@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -34,6 +37,17 @@ def open_console() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return Console()
+
+
+def name_program() -> str:
+    """Return by what a shell finds this program: its name, or the path that it was started by."""
+    started = sys.argv[0]
+    if os.path.basename(started) != "reqpath":
+        return "reqpath"
+    found = shutil.which("reqpath")
+    if found is not None and os.path.samefile(found, started):
+        return "reqpath"
+    return shlex.quote(started)
 
 
 @contextlib.contextmanager
