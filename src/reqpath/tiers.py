@@ -13,9 +13,16 @@ plus residual are the total, for every request.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from reqpath.record import Attempt, NginxRecord, WorkerRecord
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+#: Of one request, or of many.
+Ns = TypeVar("Ns", int, "npt.NDArray[Any]")
 
 
 class Segment(NamedTuple):
@@ -167,6 +174,8 @@ _ATTEMPT_RESOLUTION_NS: Final = 1_000_000
 #: Closing a body takes 10 to 100 µs by itself; what takes longer is work of the app's after its answer.
 _CLOSING_NS: Final = 1_000_000
 _WORKER_STAMPS: Final = ("nginx_start", "nginx_pass", "accept", "parsed", "closed", "nginx_end")
+#: Of what the arrays of an analysis hold.
+_LAST_NS: Final = (1 << 63) - 1
 #: The statuses of a request whose client, or whose nginx, did not wait for the worker.
 _GIVEN_UP: Final = (499, 504)
 
@@ -243,15 +252,39 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
 
     That is nearly every request, and takes half of the time that `_measure_any` does. None for any other.
     """
+    stamps = read_in_order(worker, nginx)
+    if stamps is None or nginx is None:
+        return None
+    start_ns, end_ns = stamps[0], stamps[-1]
+    exclusive_ns = worker.exclusive_ns
+    # As Timing(…) does it, without its detour through bytecode: this runs for each request of a report.
+    return tuple.__new__(
+        Timing,
+        (
+            start_ns,
+            end_ns - start_ns,
+            split_in_order(stamps, exclusive_ns),
+            (worker.closed_offset_ns or 0) - sum(filter(None, exclusive_ns)),
+            max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns),
+            (),
+            (),
+            (),
+            False,
+        ),
+    )
+
+
+def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> tuple[int, ...] | None:
+    """Return a request's seven stamps when all are there, follow one another, and fit 63 bits."""
     if nginx is None or len(nginx.attempts) > 1:
         return None
-    start_ns, pass_ns, accept_ns, parsed_ns = (
+    start_ns, pass_ns, accept_ns, parsed_ns, closed_offset_ns = (
         worker.nginx_start_ns,
         worker.nginx_pass_ns,
         worker.accept_ns,
         worker.parsed_ns,
+        worker.closed_offset_ns,
     )
-    app_start_ns, closed_offset_ns, end_ns = worker.app_start_ns, worker.closed_offset_ns, nginx.end_ns
     if (
         start_ns is None
         or pass_ns is None
@@ -260,33 +293,25 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
         or closed_offset_ns is None
     ):
         return None
+    app_start_ns, end_ns = worker.app_start_ns, nginx.end_ns
     closed_ns = app_start_ns + closed_offset_ns
-    if not start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= end_ns:
-        return None
-    exclusive_ns = worker.exclusive_ns
-    # As Timing(…) does it, without its detour through bytecode: this runs for each request of a report.
-    return tuple.__new__(
-        Timing,
-        (
-            start_ns,
-            end_ns - start_ns,
-            (
-                pass_ns - start_ns,
-                None,
-                0,
-                accept_ns - pass_ns,
-                parsed_ns - accept_ns,
-                app_start_ns - parsed_ns,
-                *exclusive_ns,
-                end_ns - closed_ns,
-            ),
-            closed_offset_ns - sum(filter(None, exclusive_ns)),
-            max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns),
-            (),
-            (),
-            (),
-            False,
-        ),
+    if 0 <= start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= end_ns <= _LAST_NS:
+        return start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns
+    return None
+
+
+def split_in_order(stamps: Iterable[Ns], exclusive_ns: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the `SEGMENTS` of a request with stamps in order, or of many: then each stamp is an array."""
+    start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns = stamps
+    return (
+        pass_ns - start_ns,
+        None,
+        0,
+        accept_ns - pass_ns,
+        parsed_ns - accept_ns,
+        app_start_ns - parsed_ns,
+        *exclusive_ns,
+        end_ns - closed_ns,
     )
 
 

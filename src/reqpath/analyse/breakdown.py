@@ -20,25 +20,31 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from reqpath.analyse.columns import UNKNOWN, Column, Names, Table
+from reqpath.analyse.batch import Batch
+from reqpath.analyse.columns import UNKNOWN, Column, Names, to_floats
 from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
 from reqpath.analyse.group import GroupBuilder, Mark, count_marks
-from reqpath.analyse.operations import CHUNK, OTHERS, OperationTable
+from reqpath.analyse.operations import OTHERS, OperationTable
 from reqpath.path import RequestPath
-from reqpath.record import WorkerRecord, WriterInfo
+from reqpath.record import WriterInfo
 from reqpath.spool import SpoolLosses
-from reqpath.tiers import NAMES, SEGMENTS, WORKER_SEGMENTS
+from reqpath.tiers import NAMES, SEGMENTS, WORKER_SEGMENTS, read_in_order
 
 if TYPE_CHECKING:
     from reqpath.traces.counts import TraceCounts
 
 #: Routes told apart; what comes later is added to one named "(others)": a client can send any method.
 MAX_ROUTES: Final = 2_000
+#: Paths taken together: enough that numpy's calls cost little, and few enough to hold.
+BATCH: Final = 2_048
+#: Marks that are known without being looked up in full; a client can send any method.
+_MAX_SHORTCUTS: Final = 10_000
 _IN_WORKER: Final = frozenset({"uwsgi.read", "uwsgi.gil", *WORKER_SEGMENTS})
 _CALLS: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit", "uwsgi.send"})
 
@@ -58,18 +64,16 @@ class BreakdownBuilder:
     def __init__(self, *, slowest: int = 5) -> None:
         """`slowest` is how many of the slowest requests are named."""
         self._routes = Names(MAX_ROUTES, OTHERS)
-        #: By method and route, of those that are not one of the others.
-        self._known_routes: dict[tuple[str, str | None], int] = {}
         self._workers: dict[str, int] = {}
         self._worker_infos: list[WriterInfo] = []
-        self._segments = Table(len(SEGMENTS))
+        self._segments = [Column() for _ in SEGMENTS]
         self._total, self._residual = Column(), Column()
         self._cpu, self._run_queue = Column(), Column()
         self._mark, self._worker = Column(), Column()
-        #: By row, ns: the TLS contexts that were built in it. Few requests connect.
-        self._tls_contexts: dict[int, int] = {}
         #: Each `Mark` as a plain tuple, numbered from 0.
         self._marks: dict[tuple[object, ...], int] = {}
+        #: Route and number of the marks of usual requests, by what tells these apart.
+        self._shortcuts: dict[tuple[object, ...], tuple[int, int]] = {}
         self._operations = OperationTable()
         self._rejected: Counter[str] = Counter()
         self._dropped_operations = 0
@@ -84,80 +88,114 @@ class BreakdownBuilder:
         """How many were added."""
         return self._count
 
-    def add(self, path: RequestPath) -> None:
-        """Add one request."""
-        self.extend((path,))
-
     def extend(self, paths: Iterable[RequestPath]) -> None:
         """Add requests."""
+        paths = iter(paths)
+        while self._add(islice(paths, BATCH)):
+            pass
+
+    def _add(self, paths: Iterable[RequestPath]) -> int:
+        """Add so many requests that a batch is small; return how many they were."""
         # All that a million turns look up is looked up once.
-        known_routes, marks, workers = self._known_routes, self._marks, self._workers
-        append_total, append_residual = self._total.append, self._residual.append
-        append_cpu, append_run_queue = self._cpu.append, self._run_queue.append
-        append_mark, append_worker = self._mark.append, self._worker.append
-        rows = self._segments.rows
-        for path in paths:
+        shortcuts, workers, operations = self._shortcuts, self._workers, self._operations
+        batch = Batch()
+        marks: list[int] = []
+        numbers: list[int] = []
+        cpu: list[int | None] = []
+        run_queue: list[int | None] = []
+        for row, path in enumerate(paths, self._count):
             worker, line = path.worker, path.nginx
-            timing = path.timing
-            start_ns, total_ns, segments, residual_ns, resolution_ns, clamped, skewed, missing, abandoned = (
-                timing
-            )
-            if worker is None:
-                route: int | None = self._routes.number(path.route)
-                transport = None
-                append_cpu(UNKNOWN)
-                append_run_queue(UNKNOWN)
-                append_worker(UNKNOWN)
+            if (
+                worker is None
+                or line is None
+                or path.retried
+                or (stamps := read_in_order(worker, line)) is None
+            ):
+                timing = path.timing
+                batch.add_odd(timing)
+                total_ns = timing.total_ns
+                route, mark = self._mark_path(path)
             else:
-                route = known_routes.get((worker.method, worker.route))
-                if route is None:
-                    route = self._learn_route(path, worker)
-                transport = worker.transport
-                append_cpu(UNKNOWN if worker.cpu_ns is None else worker.cpu_ns)
-                append_run_queue(UNKNOWN if worker.run_queue_ns is None else worker.run_queue_ns)
-                info = path.info
-                number = None if info is None else workers.get(info.writer_id)
-                append_worker(self._learn_worker(info) if number is None else number)
-                if worker.operations:
-                    tls_ns = self._operations.add(route, worker.operations)
-                    if tls_ns:
-                        self._tls_contexts[self._count] = tls_ns
-                if worker.rejected_stamps or worker.dropped_operations:
-                    self._rejected.update(worker.rejected_stamps)
-                    self._dropped_operations += worker.dropped_operations
-            mark = (
-                route,
-                path.status,
-                transport,
-                resolution_ns,
-                worker is not None,
-                line is not None,
-                not path.retried,
-                clamped,
-                skewed,
-                missing,
-                abandoned,
-            )
-            number = marks.get(mark)
-            if number is None:
-                number = marks[mark] = len(marks)
-            append_mark(number)
-            append_total(total_ns)
-            append_residual(residual_ns)
-            rows.append(segments)
-            if start_ns + total_ns > self._last_ns:  # noqa: PLR1730 - half the time of max()
-                self._last_ns = start_ns + total_ns
-            if start_ns < self._first_ns or not self._count:
-                self._first_ns = start_ns
-            self._count += 1
+                batch.add(worker, stamps)
+                total_ns = stamps[-1] - stamps[0]
+                key = (
+                    worker.method,
+                    worker.route,
+                    worker.status,
+                    worker.transport,
+                    worker.nginx_resolution_ns,
+                    line.status,
+                    line.resolution_ns,
+                )
+                found = shortcuts.get(key)
+                if found is None:
+                    found = self._learn_shortcut(key, path)
+                route, mark = found
+            marks.append(mark)
             if total_ns > self._slowest_limit:
-                self._keep_slow(total_ns, path)
-            if len(rows) >= CHUNK:
-                self._pack()
+                self._keep_slow(total_ns, row, path)
+            if worker is None:
+                cpu.append(None)
+                run_queue.append(None)
+                numbers.append(UNKNOWN)
+                continue
+            cpu.append(worker.cpu_ns)
+            run_queue.append(worker.run_queue_ns)
+            info = path.info
+            number = None if info is None else workers.get(info.writer_id)
+            numbers.append(self._learn_worker(info) if number is None else number)
+            if worker.operations:
+                operations.add(row, route, worker.operations)
+            if worker.rejected_stamps or worker.dropped_operations:
+                self._rejected.update(worker.rejected_stamps)
+                self._dropped_operations += worker.dropped_operations
+        if not marks:
+            return 0
+        operations.pack()
+        timings = batch.measure()
+        for column, values in (
+            *zip(self._segments, np.fmax(timings.segments, UNKNOWN), strict=True),
+            (self._total, timings.total_ns),
+            (self._residual, timings.residual_ns),
+            (self._cpu, np.fmax(to_floats(cpu), UNKNOWN)),
+            (self._run_queue, np.fmax(to_floats(run_queue), UNKNOWN)),
+            (self._mark, to_floats(marks)),
+            (self._worker, to_floats(numbers)),
+        ):
+            column.add(values)
+        self._first_ns = min(self._first_ns, timings.first_ns) if self._count else timings.first_ns
+        self._last_ns = max(self._last_ns, timings.last_ns)
+        self._count += len(marks)
+        return len(marks)
+
+    def _learn_shortcut(self, key: tuple[object, ...], path: RequestPath) -> tuple[int, int]:
+        if len(self._shortcuts) >= _MAX_SHORTCUTS:
+            self._shortcuts.clear()
+        found = self._shortcuts[key] = self._mark_path(path)
+        return found
+
+    def _mark_path(self, path: RequestPath) -> tuple[int, int]:
+        """Return the numbers of a request's route and mark."""
+        timing = path.timing
+        worker = path.worker
+        route = self._routes.number(path.route)
+        mark = (
+            route,
+            path.status,
+            None if worker is None else worker.transport,
+            timing.resolution_ns,
+            worker is not None,
+            path.nginx is not None,
+            not path.retried,
+            timing.clamped,
+            timing.skewed,
+            timing.missing,
+            timing.abandoned,
+        )
+        return route, self._marks.setdefault(mark, len(self._marks))
 
     def build(self, losses: SpoolLosses | None = None, traces: TraceCounts | None = None) -> Breakdown:
         """Build the breakdown of what was added so far, of a spool with `losses` or of `traces`."""
-        self._pack()
         total = self._total.read()
         mark_of = self._mark.read()
         counts = np.bincount(mark_of, minlength=len(self._marks)).tolist()
@@ -185,7 +223,7 @@ class BreakdownBuilder:
         del residual, total
         busy, wall, calls = (np.zeros(self._count, np.int64) for _ in range(3))
         for i, segment in enumerate(SEGMENTS):
-            column = self._segments.read(i)
+            column = self._segments[i].read()
             for group in groups:
                 group.take_segment(i, column, route_of)
             known = np.maximum(column, 0)
@@ -195,7 +233,7 @@ class BreakdownBuilder:
                 wall += known
             if segment.name in _CALLS:
                 calls += known
-        for row, tls_ns in self._tls_contexts.items():
+        for row, tls_ns in self._operations.tls_contexts.items():
             calls[row] -= tls_ns
         cpu, run_queue = self._cpu.read(), self._run_queue.read()
         lens_known = (cpu >= 0) & (run_queue >= 0)
@@ -248,37 +286,19 @@ class BreakdownBuilder:
             traces=traces,
         )
 
-    def _learn_route(self, path: RequestPath, worker: WorkerRecord) -> int:
-        number = self._routes.number(path.route)
-        if self._routes.names[number] != OTHERS:
-            self._known_routes[(worker.method, worker.route)] = number
-        return number
-
     def _learn_worker(self, info: WriterInfo | None) -> int:
         if info is None:
             return UNKNOWN
         self._worker_infos.append(info)
         return self._workers.setdefault(info.writer_id, len(self._workers))
 
-    def _keep_slow(self, total_ns: int, path: RequestPath) -> None:
-        # The count breaks ties, so that paths are never compared; the earlier request stays.
-        heapq.heappush(self._slowest, (total_ns, -self._count, path))
+    def _keep_slow(self, total_ns: int, row: int, path: RequestPath) -> None:
+        # The row breaks ties, so that paths are never compared; the earlier request stays.
+        heapq.heappush(self._slowest, (total_ns, -row, path))
         if len(self._slowest) > self._slowest_count:
             heapq.heappop(self._slowest)
         if len(self._slowest) == self._slowest_count:
             self._slowest_limit = self._slowest[0][0]
-
-    def _pack(self) -> None:
-        self._segments.pack()
-        for column in (
-            self._total,
-            self._residual,
-            self._cpu,
-            self._run_queue,
-            self._mark,
-            self._worker,
-        ):
-            column.pack()
 
     def _build_workers(self, busy: npt.NDArray[np.int64]) -> tuple[WorkerFigures, ...]:
         numbers = self._worker.read()

@@ -7,13 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from reqpath.analyse.columns import Column
+from reqpath.analyse.columns import Column, to_floats
 from reqpath.analyse.figures import StatementFigures
 from reqpath.analyse.group import _ranks
 from reqpath.record import Operation, operation_time_ns
 
-#: Few enough rows to stay in a core's cache until they are packed.
-CHUNK: Final = 2_048
 #: Statements told apart; what comes later is added to one named "(others)": an app can build any statement.
 MAX_STATEMENTS: Final = 5_000
 OTHERS: Final = "(others)"
@@ -26,15 +24,19 @@ class OperationTable:
         self._numbers: dict[tuple[str, str | None, str | None], int] = {}
         self._keys: list[tuple[str, str | None, str | None]] = []
         self._number_of, self._time = Column(), Column()
-        self._pending = 0
+        #: Of those not yet in the columns.
+        self._pending_numbers: list[int] = []
+        self._pending_times: list[int] = []
+        self._append_number, self._append_time = self._pending_numbers.append, self._pending_times.append
         self._errors: Counter[int] = Counter()
         self._by_route: dict[int, int] = {}
+        #: By row, ns: the TLS contexts that were built in it. Few requests connect.
+        self.tls_contexts: Counter[int] = Counter()
 
-    def add(self, route: int, operations: list[Operation]) -> int:
-        """Add one request's operations; return the ns that its connects spent on building TLS contexts."""
-        append_number, append_time = self._number_of.append, self._time.append
+    def add(self, row: int, route: int, operations: list[Operation]) -> None:
+        """Add the operations of the request in a row; `pack` from time to time."""
         numbers = self._numbers
-        tls_ns = 0
+        append_number, append_time = self._append_number, self._append_time
         count = 0
         for operation in operations:
             kind = operation.kind
@@ -44,20 +46,21 @@ class OperationTable:
             number = numbers.get(key)
             if number is None:
                 number = self._number(key)
-            count += 1
             append_number(number)
             append_time(operation_time_ns(operation))
+            count += 1
             if operation.error is not None:
                 self._errors[number] += 1
             if operation.phases:
-                tls_ns += sum(ns for name, ns in operation.phases if name == "tls_context")
+                self.tls_contexts[row] += sum(ns for name, ns in operation.phases if name == "tls_context")
         self._by_route[route] = self._by_route.get(route, 0) + count
-        self._pending += count
-        if self._pending > CHUNK:
-            self._number_of.pack()
-            self._time.pack()
-            self._pending = 0
-        return tls_ns
+
+    def pack(self) -> None:
+        """Put what was added into columns."""
+        self._number_of.add(to_floats(self._pending_numbers))
+        self._time.add(to_floats(self._pending_times))
+        self._pending_numbers.clear()
+        self._pending_times.clear()
 
     def _number(self, key: tuple[str, str | None, str | None]) -> int:
         if len(self._keys) >= MAX_STATEMENTS:

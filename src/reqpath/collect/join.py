@@ -14,6 +14,7 @@ line when no worker was reached or none recorded the request.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from reqpath.path import RequestPath
@@ -27,7 +28,6 @@ MAX_HELD: Final = 32_768
 BATCH_BYTES: Final = 64 << 10
 
 _Key = tuple[str, str]
-_Worker = tuple[WorkerRecord, WriterInfo]
 
 
 class Joiner:
@@ -37,7 +37,8 @@ class Joiner:
         #: False: no line of nginx is to be expected, so a worker's record is complete at once.
         self.expect_nginx = True
         self._max_held = max_held
-        self._workers: dict[_Key, tuple[_Worker, ...]] = {}
+        #: Paths that lack nginx's line.
+        self._workers: dict[_Key, RequestPath] = {}
         #: Also those of retried requests whose workers are above: a further one may come.
         self._lines: dict[_Key, NginxRecord] = {}
         #: Those that waited at the last `release_aged`.
@@ -63,16 +64,14 @@ class Joiner:
 
     def read(self, reader: SpoolReader) -> Iterator[RequestPath]:
         """Take what a spool has had added since the last call; yield the paths that it completes."""
-        for info, records in reader.read():
-            self.expect_nginx = reader.has_nginx_lines
-            yield from self.add(info, records)
+        return chain.from_iterable(self._read_batches(reader))
 
     def release(self, before_ns: int) -> list[RequestPath]:
         """Return what was finished before this instant and still waits: its partner is not coming."""
         late = {
             key
-            for key, workers in self._workers.items()
-            if all(finished_at_ns(record) < before_ns for record, _ in workers)
+            for key, path in self._workers.items()
+            if all(finished_at_ns(record) < before_ns for record in _workers_of(path))
         }
         late |= {
             key
@@ -93,6 +92,11 @@ class Joiner:
         for key in [*self._workers, *(key for key in self._lines if key not in self._workers)]:
             yield self._take(key)
 
+    def _read_batches(self, reader: SpoolReader) -> Iterator[list[RequestPath]]:
+        for info, records in reader.read():
+            self.expect_nginx = reader.has_nginx_lines
+            yield self.add(info, records)
+
     def _add_lines(self, records: list[Record], paths: list[RequestPath]) -> None:
         for line in records:
             if not isinstance(line, NginxRecord):
@@ -104,14 +108,15 @@ class Joiner:
                 continue
             key = (line.trace_id, line.span_id)
             # A retried request waits: an earlier worker may still be at it, and its record come later.
-            workers = self._workers.pop(key, None) if attempts == 1 else None
-            if workers is None:
+            path = self._workers.pop(key, None) if attempts == 1 else None
+            if path is None:
                 if (same := self._lines.pop(key, None)) is not None:
                     # A log that is read twice.
-                    paths.append(_build_path((), same))
+                    paths.append(RequestPath(None, None, same))
                 self._lines[key] = line
             else:
-                paths.append(_build_path(workers, line))
+                path.nginx = line
+                paths.append(path)
 
     def _add_workers(self, info: WriterInfo, records: list[Record], paths: list[RequestPath]) -> None:
         lines, workers = self._lines, self._workers
@@ -123,25 +128,30 @@ class Joiner:
             if line is not None and len(line.attempts) == 1:
                 del lines[key]
                 paths.append(RequestPath(record, info, line))
-            elif line is None and not (self.expect_nginx and record.parent_id):
-                paths.append(RequestPath(record, info, None))
-            else:
-                workers[key] = (*workers.get(key, ()), (record, info))
+                continue
+            path = RequestPath(record, info, None)
+            if line is None and not (self.expect_nginx and record.parent_id):
+                paths.append(path)
+            elif (earlier := workers.setdefault(key, path)) is not path:
+                workers[key] = _merge(earlier, record, info)
 
     def _take(self, key: _Key) -> RequestPath:
-        return _build_path(self._workers.pop(key, ()), self._lines.pop(key, None))
+        path = self._workers.pop(key, None) or RequestPath(None, None, None)
+        path.nginx = self._lines.pop(key, None)
+        return path
 
 
-def _build_path(workers: tuple[_Worker, ...], line: NginxRecord | None) -> RequestPath:
-    if not workers:
-        return RequestPath(None, None, line)
-    if len(workers) == 1:
-        ((record, info),) = workers
-        return RequestPath(record, info, line)
-    # The worker whose application started last is the one that nginx took the answer from.
-    workers = tuple(sorted(workers, key=lambda pair: pair[0].app_start_ns))
-    record, info = workers[-1]
-    return RequestPath(record, info, line, tuple(earlier for earlier, _ in workers[:-1]))
+def _workers_of(path: RequestPath) -> tuple[WorkerRecord, ...]:
+    return path.retried if path.worker is None else (*path.retried, path.worker)
+
+
+def _merge(path: RequestPath, worker: WorkerRecord, info: WriterInfo) -> RequestPath:
+    """Add a worker to a path: nginx took its answer from the one whose application started last."""
+    workers = _workers_of(path)
+    if worker.app_start_ns >= workers[-1].app_start_ns:
+        return RequestPath(worker, info, None, workers)
+    retried = sorted((*path.retried, worker), key=lambda each: each.app_start_ns)
+    return RequestPath(path.worker, path.info, None, tuple(retried))
 
 
 def read_paths(reader: SpoolReader) -> Iterator[RequestPath]:
@@ -153,5 +163,4 @@ def read_paths(reader: SpoolReader) -> Iterator[RequestPath]:
             print(path.route, path.timing.total_ns)
     """
     joiner = Joiner()
-    yield from joiner.read(reader)
-    yield from joiner.flush()
+    return chain(joiner.read(reader), joiner.flush())
