@@ -242,13 +242,24 @@ def test_without_time_or_counters_nothing_is_claimed() -> None:
     assert observed.listen_queues == {}
 
 
-def test_full_queues_are_those_of_the_runs_own_sockets() -> None:
-    before = Counters(10, 5, 0, 100, 2, {"nginx": 1, "uwsgi": 0})
-    after = Counters(20, 9, 0, 900, 6, {"nginx": 1, "uwsgi": 3})
+@pytest.mark.parametrize(
+    ("everybodys", "uwsgi", "refusals", "expected"),
+    [
+        # What other programs' sockets refused is not the run's.
+        (800, 3, 4, 7),
+        # What the socket dropped beyond all overflows was no overflow: packets of deferred accepts.
+        (0, 900, 0, 0),
+        (5, 900, 0, 5),
+    ],
+)
+def test_full_queues_are_those_of_the_runs_own_sockets(
+    everybodys: int, uwsgi: int, refusals: int, expected: int
+) -> None:
+    before = Counters(10, 5, 0, 100, 2, {"nginx": 1, "uwsgi": 9})
+    after = Counters(20, 9, 0, 100 + everybodys, 2 + refusals, {"nginx": 1, "uwsgi": 9 + uwsgi})
     observed = subtract(before, after)
-    # What other programs' sockets refused is not the run's.
-    assert observed.listen_queues == {"nginx": 0, "uwsgi": 7}
-    assert observed.listen_overflows == 7
+    assert observed.listen_queues == {"nginx": 0, "uwsgi": expected}
+    assert observed.listen_overflows == expected
 
 
 def test_what_is_counted_for_all_programs_is_said_to_be() -> None:

@@ -11,7 +11,7 @@ The machine is read before and after a run; the difference is `Observed`. With i
 
 Processors' time is the machine's: what others do meanwhile is in it too, as it is in the run's times. Full
 listen queues are counted for each of the run's sockets, by the kernel for TCP and by nginx, which is refused,
-for Unix sockets. Without the program `ss` TCP's are those of all programs in the network namespace.
+for Unix sockets; docs/load.md says how well.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Counters:
     tcp_overflows: int | None
     #: Times that nginx was refused by a full queue of a Unix socket.
     unix_refusals: int
-    #: Connections that each server's socket did not take, TCP; None: not known by socket.
+    #: What each server's TCP socket dropped, for whatever reason; None: not known by socket.
     tcp_drops: Mapping[str, int] | None = None
 
 
@@ -79,7 +79,7 @@ class Observed:
     steal_share: float | None
     #: Not idle, what was stolen left out.
     cpu_share: float | None
-    #: Connections that a full listen queue did not take, TCP and Unix; None: not known.
+    #: Connections that a full listen queue did not take, TCP and Unix, at most; None: not known.
     listen_overflows: int | None
     #: The same by server; empty when it is known only together with other programs' sockets.
     listen_queues: dict[str, int]
@@ -124,16 +124,7 @@ def subtract(before: Counters, after: Counters) -> Observed:
     total = after.total_ticks - before.total_ticks
     idle = after.idle_ticks - before.idle_ticks
     steal = after.steal_ticks - before.steal_ticks
-    refusals = after.unix_refusals - before.unix_refusals
-    queues: dict[str, int] = {}
-    overflows = None
-    if before.tcp_drops is not None and after.tcp_drops is not None:
-        queues = {name: drops - before.tcp_drops[name] for name, drops in after.tcp_drops.items()}
-        # nginx is refused by nobody else.
-        queues["uwsgi"] = queues.get("uwsgi", 0) + refusals
-        overflows = sum(queues.values())
-    elif before.tcp_overflows is not None and after.tcp_overflows is not None:
-        overflows = refusals + after.tcp_overflows - before.tcp_overflows
+    overflows, queues = _subtract_overflows(before, after)
     return Observed(
         steal_share=steal / total if total else None,
         cpu_share=(total - idle - steal) / total if total else None,
@@ -142,10 +133,29 @@ def subtract(before: Counters, after: Counters) -> Observed:
     )
 
 
+def _subtract_overflows(before: Counters, after: Counters) -> tuple[int | None, dict[str, int]]:
+    """Return how many connections met a full listen queue, in all and by server."""
+    if before.tcp_overflows is None or after.tcp_overflows is None:
+        return None, {}
+    refusals = after.unix_refusals - before.unix_refusals
+    everybodys = after.tcp_overflows - before.tcp_overflows
+    if before.tcp_drops is None or after.tcp_drops is None:
+        return refusals + everybodys, {}
+    # An overflow is in both counts. A socket drops for other reasons too: uWSGI's, which defers its accepts,
+    # each connection's first empty packet. Source: tcp(7), TCP_DEFER_ACCEPT.
+    queues = {
+        name: min(drops - before.tcp_drops[name], everybodys) for name, drops in after.tcp_drops.items()
+    }
+    overflows = refusals + min(sum(queues.values()), everybodys)
+    # nginx is refused by nobody else.
+    queues["uwsgi"] = queues.get("uwsgi", 0) + refusals
+    return overflows, queues
+
+
 def parse_drops(text: str) -> dict[int, int]:
     """Return the drops of each listening port, of what `ss -ltmnH` prints.
 
-    Source: ss(8), `--memory`; the kernel's tcp_listendrop, which counts a full queue at its socket.
+    Source: ss(8), `--memory`.
     """
     drops: dict[int, int] = {}
     for port, count in _LISTENING.findall(text):
