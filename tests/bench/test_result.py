@@ -220,3 +220,26 @@ def test_a_run_that_was_made_again_does_not_stand_in_for_one_that_was_not() -> N
     again = replace(whole, runs=(*whole.runs[:-1], whole.runs[0]))
     assert whole.complete
     assert not again.complete
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "in_flight",
+        "in_flight_expected",
+        "failures",
+        "dropped",
+        "listen_overflows",
+        "planned",
+        "answered",
+        "lag",
+    ],
+)
+def test_no_run_can_be_without_what_became_of_its_arrivals(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "bench.json"
+    write_result(str(path), RESULT)
+    document = json.loads(path.read_text())
+    del document["runs"][-1][field]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ResultError, match=f"missing required field `{field}`"):
+        read_result(str(path))

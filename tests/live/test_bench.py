@@ -151,6 +151,11 @@ def test_an_app_of_ones_own_needs_no_database(tmp_path: Path) -> None:
     assert "database" not in done.stderr
     (result,) = (read_result(str(path)) for path in tmp_path.glob("*.json"))
     assert "database" not in result.host.versions
+    for run in result.runs:
+        assert set(run.listen_queues) == {"nginx", "uwsgi"}
+        # uWSGI's socket drops a packet of each connection, which is no full queue.
+        assert run.listen_overflows is not None
+        assert run.listen_overflows < run.answered
     assert len({(run.cell, run.twin) for run in result.runs}) == 3
 
 
@@ -189,6 +194,32 @@ def test_an_app_that_fails_is_told_of_before_anything_is_measured(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_app_that_fails_from_now_on_ends_the_benchmark(tmp_path: Path) -> None:
+    workload = Workload("later", "a request", "/fails-later", database=False)
+    plan = make_short_plan(workloads=(workload,), load=Load(rates_per_s=(("later", _RATE_PER_S),)))
+    result, error = _measure(tmp_path, plan, ignore)
+    assert isinstance(error, ServerError)
+    assert "requests well: status 500 (" in str(error)
+    assert "only the first request is served" in error.log_tail
+    assert result.runs == ()
+
+
+def test_a_saturated_cell_is_shown_as_saturated_and_has_no_times(tmp_path: Path) -> None:
+    options = ("--blocks", "1", "--seconds", "1", "--warm-up", "0.1", "--workers", "4x1", "--rate", "400")
+    done = _run(tmp_path, "--app", "bench_app:plain", "--path", "/slow", *options, "--output", "b.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saturated") >= 2
+    shown = json.loads(_run(tmp_path, "show", "b.json", "--json").stdout)
+    assert shown["valid"] == 0
+    for cell in shown["cells"]:
+        assert cell["saturated"]
+        assert cell["answered_per_s"] < cell["rate_per_s"] == 400
+        assert {cell[name] for name in ("mean_ns", "p50_ns", "p90_ns", "p99_ns", "slowest_ns")} == {None}
+    for question in shown["questions"]:
+        assert question["mean"] is question["slowest"] is None
+        assert {pair["left_out"] for pair in question["pairs"]} == {"saturated"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
     options = ("--app", "bench_app:plain", "--path", "/plain", *_SHORT, "--output", "b.json")
@@ -225,6 +256,29 @@ def test_a_server_that_dies_ends_the_benchmark_and_what_was_measured_is_kept(
     assert isinstance(error, ServerError)
     assert "ended with status" in str(error)
     assert len(result.runs) == 1
+
+
+@needs_database
+def test_a_database_that_dies_ends_the_benchmark_and_what_was_measured_is_kept(tmp_path: Path) -> None:
+    plan = make_short_plan(
+        workloads=("point-query",),
+        hop1=("unix",),
+        hop2=("unix",),
+        seconds_s=2.0,
+        load=Load(rates_per_s=(("point-query", _RATE_PER_S),)),
+    )
+    path = str(tmp_path / "b.jsonl")
+    with open_bench(plan) as bench, Journal.create(path, bench.head) as journal:
+        database = bench.database
+        assert database is not None
+
+        def kill(step: Step) -> None:
+            if step.done == 1:
+                os.kill(database.pid, signal.SIGKILL)
+
+        with pytest.raises(ServerError, match="ended with status"):
+            bench.measure(journal, kill)
+    assert len(read_result(path).runs) == 1
 
 
 def test_a_full_disk_ends_the_benchmark_and_what_was_measured_is_kept(tmp_path: Path) -> None:

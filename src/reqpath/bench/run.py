@@ -293,6 +293,7 @@ class _Session:
             )
             outcome, observed = self._generate(traffic, deployment)
             deployment.check_alive()
+            told = _read_told(deployment, 0)
             paths = _read_recorded(deployment, outcome)
             resolution_ns = deployment.resolution_ns
         sums = account(outcome, paths, warm_up_ns=round(plan.warm_up_s * 1e9))
@@ -331,6 +332,13 @@ class _Session:
             shared_processors=count_shared_processors(),
             realtime=outcome.realtime,
         )
+        # What no queue and no connection kept away from the app, the app failed at.
+        reached = judged.planned and not judged.dropped and not judged.listen_overflows
+        if reached and not judged.answered:
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(judged.failures.items()))
+            raise ServerError(
+                f"{run.cell.key} answered none of {judged.planned} requests well: {kinds}", told
+            )
         return _judge_records(judged)
 
     def _generate(self, traffic: Traffic, deployment: Deployment) -> tuple[Outcome, Observed]:
@@ -370,14 +378,21 @@ def _check_app(deployment: Deployment, path: str) -> None:
     with contextlib.closing(Client((deployment.host, deployment.port))) as client:
         seen = client.send(Request("check", "GET", path))
     unrecorded = wait_for_records(deployment.spool, {seen.trace_id}, _SETTLE_S)
-    with open(deployment.uwsgi.log_path, encoding="utf-8", errors="replace") as log:
-        log.seek(log_bytes)
-        told = "".join(log.readlines()[-_TOLD_LINES:])
+    told = _read_told(deployment, log_bytes)
     if seen.status is None or not 200 <= seen.status < 400:
+        # The app is not to blame for a database that died.
+        deployment.check_alive()
         answer = "broke the connection" if seen.status is None else f"answered {seen.status}"
         raise ServerError(f"the app {answer} to GET {path}", told)
     if unrecorded:
         raise ServerError(f"the app recorded nothing of GET {path}; `ReqPath(app)` must be in it", told)
+
+
+def _read_told(deployment: Deployment, from_byte: int) -> str:
+    """Return the last lines that uWSGI and the app have written since."""
+    with open(deployment.uwsgi.log_path, encoding="utf-8", errors="replace") as log:
+        log.seek(from_byte)
+        return "".join(log.readlines()[-_TOLD_LINES:])
 
 
 def _read_recorded(deployment: Deployment, outcome: Outcome) -> dict[str, RequestPath]:

@@ -312,6 +312,9 @@ def _run(
             failure = _shorten(error)
         except ReqPathError as error:
             failure = error
+        except OSError as error:
+            # A full disk, where the servers have their files.
+            failure = ConfigurationError(f"{error.filename or 'a file'}: {error.strerror or error}")
         if os.path.exists(files.journal):
             unshown = _show_end(files, talk, like=like, as_json=as_json)
             failure = failure or unshown
