@@ -10,23 +10,28 @@ ARGS   ?=
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo          install what is missing, run the demo (ARGS="--seconds 20 --transport tcp")'
-	@echo 'make demo JAEGER=1 the same, and have its traces in Jaeger'
-	@echo 'make bench         compare sockets and workers (ARGS=--quick: the sockets alone, minutes)'
-	@echo 'make jaeger        have a Jaeger on this machine until Ctrl-C'
-	@echo 'make test          install what is missing, lint, check types, run all tests'
-	@echo 'make unit          the tests that need no servers, in seconds'
-	@echo 'make overhead      measure what reqpath costs a request, beside OpenTelemetry'
-	@echo 'make collector-speed  measure what the collector costs, beside OpenTelemetry'
-	@echo 'make load-check    check the load generator against wrk and h2load'
-	@echo 'make bench-check-aa  have the benchmark compare a set-up with itself, ten times'
+	@echo 'make demo                 install what is missing, run the demo'
+	@echo 'make demo JAEGER=1        the same, and have its traces in Jaeger'
+	@echo 'make bench                compare sockets and workers; ARGS=--quick: the sockets'
+	@echo 'make jaeger               have a Jaeger on this machine until Ctrl-C'
+	@echo
+	@echo 'make test                 install what is missing; lint, types, and all tests'
+	@echo 'make unit                 the tests that need no servers and no browser'
+	@echo 'make lint                 format, lint and types alone'
+	@echo 'make clean                remove the virtual environment and caches'
+	@echo
+	@echo 'make overhead             measure what reqpath costs, beside OpenTelemetry'
+	@echo 'make collector-speed      measure what the collector costs, beside OpenTelemetry'
+	@echo 'make report-speed         measure a report over a million requests'
+	@echo 'make page-speed           measure the report as a page, in a browser'
+	@echo 'make load-check           check the load generator against wrk and h2load'
+	@echo 'make bench-check-aa       have the benchmark compare a set-up with itself'
 	@echo 'make bench-check-planted  have it find delays that are planted'
-	@echo 'make report-speed  measure a report over a million requests'
-	@echo 'make page-speed    measure the report as a page, in a browser'
-	@echo 'make clean         remove the virtual environment and caches'
+	@echo
+	@echo 'ARGS are options of what is run: make demo ARGS="--seconds 20 --transport tcp"'
 
 demo: packages-demo $(VENV)/demo.stamp $(if $(JAEGER),$(VENV)/otlp.stamp)
-	$(BIN)/reqpath demo $(if $(JAEGER),--jaeger) $(ARGS)
+	$(BIN)/reqpath demo$(if $(JAEGER), --jaeger) $(ARGS)
 
 jaeger: $(VENV)/demo.stamp
 	$(BIN)/reqpath jaeger $(ARGS)
@@ -67,17 +72,20 @@ packages-demo packages-bench packages-test:
 	@./bootstrap $(@:packages-%=%)
 
 mysql: $(VENV)/dev.stamp
+	@echo 'make: finding the MySQL server of the tests'
 	@$(BIN)/python tests/mysql_tree.py || echo 'make: no MySQL server; its tests will be skipped' >&2
 
 jaeger-program: $(VENV)/dev.stamp
+	@echo 'make: finding the Jaeger of the tests'
 	@$(BIN)/python tests/jaeger_program.py || echo 'make: no Jaeger; its tests will be skipped' >&2
 
 # One stamp an extra: the demo must not wait for what only the tests need.
 $(VENV)/%.stamp: pyproject.toml
 	@./bootstrap venv
+	@echo 'make: installing reqpath[$*] into $(VENV), which takes a while the first time'
 	@# Begun anew when it was not finished, or when its interpreter has gone.
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
 clean:
