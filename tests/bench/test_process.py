@@ -143,3 +143,15 @@ def test_a_socket_directory_is_as_short_as_a_socket_needs(tmp_path: Path) -> Non
         assert len(directory) < 80
         assert os.stat(directory).st_mode & 0o077 == 0
     assert not os.path.exists(directory)
+
+
+def test_a_log_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.write_text("begun\n")
+    assert read_tail(str(log)) == "begun\n"
+    found = os.statvfs(log)
+    full = os.statvfs_result([*found[:4], 0, *found[5:]])
+    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    with pytest.raises(ServerError, match=r"^it ended with status 1\nbegun\nno space is left on the disk of .*/log"):
+        run_to_end(["false"], str(log), 10.0, "it")
+    assert read_tail(str(tmp_path / "none")) == ""

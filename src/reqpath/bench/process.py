@@ -147,13 +147,15 @@ def run_to_end(
 
 
 def read_tail(path: str) -> str:
-    """Return the end of a log; empty when there is none."""
+    """Return the end of a log; empty when there is none. On a full disk, which keeps it short, say so too."""
     try:
         with open(path, "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return log.read().decode("utf-8", "replace")
+            tail = log.read().decode("utf-8", "replace")
+        full = os.statvfs(path).f_bavail == 0
     except OSError:
         return ""
+    return f"{tail}no space is left on the disk of {path}\n" if full else tail
 
 
 def find_free_port() -> int:
