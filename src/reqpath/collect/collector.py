@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: The longest that the receiver waits for its turn; a socket's buffer bridges much more.
 _SLICE_NS: Final = 20_000_000
 #: Between two looks at the spool's files.
-_INTERVAL_NS: Final = 500_000_000
+_INTERVAL_NS: Final = 1_000_000_000
 #: Between two tries to begin.
 _BEGIN_NS: Final = 5_000_000_000
 #: At the end: to read what the spool has got meanwhile, and to send what is kept.
