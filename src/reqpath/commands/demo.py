@@ -17,6 +17,8 @@ from reqpath.commands.shared import check_extra, name_program, show_start
 from reqpath.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
     from reqpath.analyse.figures import Breakdown
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from reqpath.bench.load import Observation
     from reqpath.bench.servers import Deployment
     from reqpath.commands.backend import Backend
+    from reqpath.path import RequestPath
     from reqpath.record import Transport
 
 #: What the extra `demo` brings.
@@ -213,11 +216,15 @@ def _read(spool: str, observations: list[Observation]) -> tuple[Breakdown, dict[
     builder = BreakdownBuilder()
     shares = []
     reader = SpoolReader(spool)
-    for path in read_paths(reader):
-        builder.add(path)
-        observation = by_trace.get(path.trace_id)
-        if observation is not None:
-            shares.append(Followed(observation, path).attributed_share)
+
+    def follow() -> Iterator[RequestPath]:
+        for path in read_paths(reader):
+            observation = by_trace.get(path.trace_id)
+            if observation is not None:
+                shares.append(Followed(observation, path).attributed_share)
+            yield path
+
+    builder.extend(follow())
     waited_ns = [observation.end_ns - observation.start_ns for observation in observations]
     client = {
         "requests": len(observations),
