@@ -152,6 +152,8 @@ def test_a_log_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     found = os.statvfs(log)
     full = os.statvfs_result([*found[:4], 0, *found[5:]])
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
-    with pytest.raises(ServerError, match=r"^it ended with status 1\nbegun\nno space is left on the disk of .*/log"):
+    with pytest.raises(
+        ServerError, match=r"^it ended with status 1\nbegun\nno space is left on the disk of .*/log"
+    ):
         run_to_end(["false"], str(log), 10.0, "it")
     assert read_tail(str(tmp_path / "none")) == ""
