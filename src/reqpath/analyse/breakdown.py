@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reqpath.analyse.batch import Batch
-from reqpath.analyse.columns import UNKNOWN, Column, Names, to_floats
+from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, to_floats
 from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
 from reqpath.analyse.group import GroupBuilder, Mark, count_marks
 from reqpath.analyse.operations import OTHERS, OperationTable
@@ -200,30 +200,35 @@ class BreakdownBuilder:
         mark_of = self._mark.read()
         counts = np.bincount(mark_of, minlength=len(self._marks)).tolist()
         marks = [(Mark._make(mark), count) for mark, count in zip(self._marks, counts, strict=True)]
-        route_of = np.array([mark.route for mark, _ in marks], np.int32)[mark_of]
+        # So narrow that numpy sorts it by radix.
+        route_of = np.array([mark.route for mark, _ in marks], np.int16)[mark_of]
         del mark_of
-        by_total = np.argsort(total, kind="stable")
-        # Each route's requests, in the order of their totals.
-        ordered_routes = route_of[by_total]
-        by_route = by_total[np.argsort(ordered_routes, kind="stable")]
+        # Each column is put in the order of routes, so that a route is a slice of it.
+        by_route = np.argsort(route_of, kind="stable")
+        place_of = np.empty_like(by_route)
+        place_of[by_route] = np.arange(self._count)
+        route_of = route_of[by_route]
+        by_total = place_of[np.argsort(total, kind="stable")]
+        by_route_and_total = by_total[np.argsort(route_of[by_total], kind="stable")]
+        total = total[by_route]
         bounds = np.cumsum(np.bincount(route_of, minlength=len(self._routes.names)))
-        groups = [GroupBuilder(None, by_total)]
+        groups = [GroupBuilder(None, slice(None), by_total)]
         start = 0
         for route, end in enumerate(bounds.tolist()):
             if end > start:
-                groups.append(GroupBuilder(route, by_route[start:end]))
+                groups.append(GroupBuilder(route, slice(start, end), by_route_and_total[start:end]))
             start = end
-        del by_total, ordered_routes, by_route
+        del by_total, by_route_and_total
 
         for group in groups:
             group.take_total(total)
-        residual = self._residual.read()
+        residual = self._residual.read()[by_route]
         for group in groups:
             group.take_residual(residual, total)
         del residual, total
         busy, wall, calls = (np.zeros(self._count, np.int64) for _ in range(3))
         for i, segment in enumerate(SEGMENTS):
-            column = self._segments[i].read()
+            column = self._segments[i].read()[by_route]
             for group in groups:
                 group.take_segment(i, column, route_of)
             known = np.maximum(column, 0)
@@ -234,8 +239,8 @@ class BreakdownBuilder:
             if segment.name in _CALLS:
                 calls += known
         for row, tls_ns in self._operations.tls_contexts.items():
-            calls[row] -= tls_ns
-        cpu, run_queue = self._cpu.read(), self._run_queue.read()
+            calls[place_of[row]] -= tls_ns
+        cpu, run_queue = self._cpu.read()[by_route], self._run_queue.read()[by_route]
         lens_known = (cpu >= 0) & (run_queue >= 0)
         # Two clocks: of a thread that never slept, the difference can be a few µs below 0.
         blocked = np.maximum(wall - cpu - run_queue, 0)
@@ -269,7 +274,7 @@ class BreakdownBuilder:
             ),
             first_ns=self._first_ns if self._count else None,
             last_ns=self._last_ns if self._count else None,
-            workers=self._build_workers(busy),
+            workers=self._build_workers(self._worker.read()[by_route], busy),
             hop_transports=count_marks(
                 [(mark, count) for mark, count in marks if mark.has_worker], lambda mark: mark.transport
             ),
@@ -300,8 +305,7 @@ class BreakdownBuilder:
         if len(self._slowest) == self._slowest_count:
             self._slowest_limit = self._slowest[0][0]
 
-    def _build_workers(self, busy: npt.NDArray[np.int64]) -> tuple[WorkerFigures, ...]:
-        numbers = self._worker.read()
+    def _build_workers(self, numbers: IntArray, busy: npt.NDArray[np.int64]) -> tuple[WorkerFigures, ...]:
         served = numbers >= 0
         size = len(self._worker_infos)
         requests = np.bincount(numbers[served], minlength=size)

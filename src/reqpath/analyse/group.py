@@ -49,14 +49,15 @@ Marks = list[tuple[Mark, int]]
 class GroupBuilder:
     """The figures of one group of requests, column by column, so that one column is unpacked at a time."""
 
-    def __init__(self, route: int | None, indices: Indices) -> None:
-        """`indices` are the group's rows, ordered by total."""
+    def __init__(self, route: int | None, rows: slice, by_total: Indices) -> None:
+        """`rows` are where the group's values are in each column; `by_total` are its rows in that order."""
         self.route = route
-        self._indices = indices
-        size = len(indices)
+        self._rows = rows
+        size = len(by_total)
         self._size = size
-        self._median = slice(math.floor(size * 0.45), math.ceil(size * 0.55))
-        self._slowest = slice(size - math.ceil(size / 100), size)
+        # Copies, so that the order of all is not kept for them.
+        self._median = by_total[math.floor(size * 0.45) : math.ceil(size * 0.55)].copy()
+        self._slowest = by_total[size - math.ceil(size / 100) :].copy()
         self._segments: list[SegmentFigures] = []
         self._slow_routes: list[tuple[int, float] | None] = []
         self._lens: list[LensFigures] = []
@@ -64,44 +65,42 @@ class GroupBuilder:
         self._sum_ns = 0
 
     def take_total(self, total: IntArray) -> None:
-        """Take all requests' totals, ns."""
-        values = total[self._indices]
-        self._sum_ns = int(values.sum(dtype=np.int64))
+        """Take the totals, ns."""
+        values = total[self._rows]
+        self._sum_ns = _sum(values)
         if self._size:
-            # They are in order.
-            p50, p90, p99 = (int(values[_rank(self._size, q)]) for q in (0.5, 0.9, 0.99))
-            self._total = Latency(self._sum_ns / self._size, p50, p90, p99, int(values[-1]))
+            p50, p90, p99 = _ranks(values, 0.5, 0.9, 0.99)
+            self._total = Latency(self._sum_ns / self._size, p50, p90, p99, int(values.max()))
         else:
             self._total = Latency(0.0, 0, 0, 0, 0)
-        self._median_slice = _slice_of(values[self._median])
-        self._slowest_slice = _slice_of(values[self._slowest])
+        self._median_slice = _slice_of(total[self._median])
+        self._slowest_slice = _slice_of(total[self._slowest])
 
     def take_residual(self, residual: IntArray, total: IntArray) -> None:
-        """Take all requests' residuals, ns, which can be negative."""
-        values = residual[self._indices]
+        """Take the residuals, ns, which can be negative."""
+        values = residual[self._rows]
         magnitudes = np.abs(values)
         sum_ns = self._sum_ns or 1
         self._residual = Residual(
             _mean(values),
-            int(values.sum(dtype=np.int64)) / sum_ns,
-            int(magnitudes.sum(dtype=np.int64)) / sum_ns,
-            _mean(values[self._median]),
-            _mean(values[self._slowest]),
+            _sum(values) / sum_ns,
+            _sum(magnitudes) / sum_ns,
+            _mean(residual[self._median]),
+            _mean(residual[self._slowest]),
         )
-        own = 1 - magnitudes / np.maximum(total[self._indices], 1)
+        own = 1 - magnitudes / np.maximum(total[self._rows], 1)
         self._attributed_median = max(0.0, float(np.median(own))) if self._size else 0.0
 
     def take_segment(self, i: int, column: IntArray, route_of: IntArray) -> None:
-        """Take segment `i` of all requests, ns, `UNKNOWN` where it is; in the order of `SEGMENTS`."""
-        values = column[self._indices]
-        known = values[values >= 0]
-        sum_ns = int(known.sum(dtype=np.int64))
+        """Take segment `i`, ns, `UNKNOWN` where it is; in the order of `SEGMENTS`."""
+        known = _known(column[self._rows])
+        sum_ns = _sum(known)
         count = len(known)
         p50, p99 = _ranks(known, 0.5, 0.99) if count else (None, None)
-        slow = values[self._slowest]
+        slow = column[self._slowest]
         slow_route, slow_share = None, 0.0
-        if self.route is None and (slow_sum := int(np.maximum(slow, 0).sum(dtype=np.int64))):
-            sums = np.bincount(route_of[self._indices[self._slowest]], weights=np.maximum(slow, 0))
+        if self.route is None and (slow_sum := _sum(np.maximum(slow, 0))):
+            sums = np.bincount(route_of[self._slowest], weights=np.maximum(slow, 0))
             slow_route = int(sums.argmax())
             slow_share = float(sums[slow_route]) / slow_sum
         self._slow_routes.append(None if slow_route is None else (slow_route, slow_share))
@@ -115,23 +114,22 @@ class GroupBuilder:
                 p50,
                 p99,
                 sum_ns / (self._sum_ns or 1),
-                _known_mean(values[self._median]),
+                _known_mean(column[self._median]),
                 _known_mean(slow),
                 1,
             )
         )
 
     def take_lens(self, name: str, values: IntArray, known: npt.NDArray[np.bool_]) -> None:
-        """Take a part of the worker's time of all requests, ns, and in which of them it is known."""
-        indices = self._indices
-        mask = known[indices]
-        own = values[indices]
-        self._lens_known = int(mask.sum())
-        median, slowest = (own[part][mask[part]] for part in (self._median, self._slowest))
+        """Take a part of the worker's time, ns, and in which requests it is known."""
+        own, median, slowest = (
+            values[rows][known[rows]] for rows in (self._rows, self._median, self._slowest)
+        )
+        self._lens_known = len(own)
         self._lens.append(
             LensFigures(
                 name,
-                _mean(own[mask]),
+                _mean(own),
                 _mean(median) if len(median) else None,
                 _mean(slowest) if len(slowest) else None,
             )
@@ -191,19 +189,27 @@ def _rank(size: int, share: float) -> int:
 
 
 def _ranks(values: IntArray, *shares: float) -> tuple[int, ...]:
+    # One at a time: numpy is quicker at that than at several together.
     positions = [_rank(len(values), share) for share in shares]
-    parted = np.partition(values, positions)
-    return tuple(int(parted[position]) for position in positions)
+    return tuple(int(np.partition(values, position)[position]) for position in positions)
+
+
+def _sum(values: IntArray) -> int:
+    return int(values.sum(dtype=np.int64))
 
 
 def _mean(values: IntArray) -> float:
-    return int(values.sum(dtype=np.int64)) / len(values) if len(values) else 0.0
+    return _sum(values) / len(values) if len(values) else 0.0
+
+
+def _known(values: IntArray) -> IntArray:
+    return values if len(values) and values.min() >= 0 else values[values >= 0]
 
 
 def _known_mean(values: IntArray) -> float | None:
     """Return the mean over all of `values`, unknown ones as nothing; None when all are unknown."""
-    known = values[values >= 0]
-    return int(known.sum(dtype=np.int64)) / len(values) if len(known) else None
+    known = _known(values)
+    return _sum(known) / len(values) if len(known) else None
 
 
 def _slice_of(values: IntArray) -> Slice:

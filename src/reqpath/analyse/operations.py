@@ -91,7 +91,8 @@ class OperationTable:
         errors: Counter[int] = Counter()
         for number, count in self._errors.items():
             errors[numbers[number]] += count
-        column = np.array(numbers, np.int32)[self._number_of.read()] if numbers else self._number_of.read()
+        # So narrow that numpy sorts it by radix.
+        column = np.array(numbers, np.int16)[self._number_of.read()]
         order = np.argsort(column, kind="stable")
         times = self._time.read()[order]
         figures = []
