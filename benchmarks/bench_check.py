@@ -28,7 +28,6 @@ from rich.console import Console
 
 from reqpath.bench.figures import Comparison, Question, Verdict
 from reqpath.bench.plan import Load, Plan, make_plan
-from reqpath.bench.process import exit_on_signals
 from reqpath.bench.result import Journal, Result, read_result
 from reqpath.bench.run import Step, open_bench
 from reqpath.bench.verdict import judge
@@ -36,6 +35,7 @@ from reqpath.errors import ReqPathError
 from reqpath.render.bench import describe_host, list_notes
 from reqpath.render.bench_sentence import render_control, render_question
 from reqpath.render.units import format_duration
+from reqpath.servers.process import exit_on_signals
 
 WORKLOAD: Final = "point-query"
 #: Where what is planted has to be found.

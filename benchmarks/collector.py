@@ -32,14 +32,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from reqpath.bench.database import start_database
-from reqpath.bench.process import exit_on_signals
-from reqpath.bench.servers import Deployment, find_program, start_deployment
-from reqpath.bench.topology import App, Topology
 from reqpath.collect.export import Delivery, HttpSender
 from reqpath.collect.keep import Keeper
 from reqpath.collect.spans import build_spans
 from reqpath.collect.tail import Tail
+from reqpath.servers.database import start_database
+from reqpath.servers.deployment import Deployment, find_program, start_deployment
+from reqpath.servers.process import exit_on_signals
+from reqpath.servers.topology import App, Topology
 from reqpath.spool import SpoolReader
 
 #: Paths per second and core, joined and judged.

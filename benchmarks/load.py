@@ -29,9 +29,9 @@ from rich.table import Table
 
 from reqpath.bench.capacity import find_tool, run_tool
 from reqpath.bench.generator import Outcome, Traffic, generate
-from reqpath.bench.process import exit_on_signals
-from reqpath.bench.servers import Deployment, calibrate_cpu_rounds, start_deployment, workloads
-from reqpath.bench.topology import Topology
+from reqpath.servers.deployment import Deployment, calibrate_cpu_rounds, start_deployment, workloads
+from reqpath.servers.process import exit_on_signals
+from reqpath.servers.topology import Topology
 
 PROGRAMS = ("reqpath", "wrk", "h2load")
 #: Requests under way; the last saturates four workers.

@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from reqpath.bench.database import Database, start_database
-from reqpath.bench.process import exit_on_signals
-from reqpath.bench.servers import Deployment, find_program, start_deployment
-from reqpath.bench.topology import App, Topology
+from reqpath.servers.database import Database, start_database
+from reqpath.servers.deployment import Deployment, find_program, start_deployment
+from reqpath.servers.process import exit_on_signals
+from reqpath.servers.topology import App, Topology
 
 VARIANTS = ("nothing", "reqpath", "opentelemetry")
 ROUTES = ("plain", "queries")

@@ -12,8 +12,8 @@ import tempfile
 
 import click
 
-from reqpath.bench.jaeger import build_jaeger, find_jaeger, jaeger_program_path
 from reqpath.errors import ReqPathError
+from reqpath.servers.jaeger import build_jaeger, find_jaeger, jaeger_program_path
 
 
 def main() -> int:

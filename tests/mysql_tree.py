@@ -2,7 +2,7 @@
 
 Debian stable has MariaDB only, so MySQL's packages come from Debian's unstable suite, by debootstrap. Of that
 system only the server is kept, with its libraries and the loader of its glibc, so that it runs here without a
-chroot: about 150 MB in the user's cache, where `reqpath.bench.database.find_database_server` looks for it.
+chroot: about 150 MB in the user's cache, where `reqpath.servers.database.find_database_server` looks for it.
 Made once; printed is the path of its `mysqld`.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
-from reqpath.bench.database import mysql_tree_directory
 from reqpath.errors import ReqPathError
+from reqpath.servers.database import mysql_tree_directory
 
 _PACKAGES = ("mysql-server-core", "mysql-client-core")
 #: Plugins that the tests may load; each brings libraries.

@@ -15,15 +15,16 @@ import reqpath
 SOURCE = Path(reqpath.__file__).parent
 #: A package, and those of ours that it must not import.
 FORBIDDEN = {
-    "worker": ("collect", "traces", "analyse", "render", "commands", "bench", "cli"),
-    "collect": ("traces", "analyse", "render", "commands", "bench", "cli"),
-    "traces": ("worker", "collect", "analyse", "render", "commands", "bench", "cli"),
-    "analyse": ("worker", "collect", "traces", "render", "commands", "bench", "cli"),
-    "render": ("worker", "collect", "traces", "commands", "bench", "cli"),
+    "worker": ("collect", "traces", "analyse", "render", "commands", "bench", "servers", "cli"),
+    "collect": ("traces", "analyse", "render", "commands", "bench", "servers", "cli"),
+    "traces": ("worker", "collect", "analyse", "render", "commands", "bench", "servers", "cli"),
+    "analyse": ("worker", "collect", "traces", "render", "commands", "bench", "servers", "cli"),
+    "render": ("worker", "collect", "traces", "commands", "bench", "servers", "cli"),
+    "servers": ("worker", "collect", "traces", "analyse", "render", "commands", "bench", "cli"),
     "bench": ("worker", "commands", "cli"),
     "commands": ("cli",),
 }
-TOP = ("worker", "collect", "traces", "analyse", "render", "commands", "bench", "cli")
+TOP = ("worker", "collect", "traces", "analyse", "render", "commands", "bench", "servers", "cli")
 #: Modules at the top that name something of a package for its users.
 FACADES = {"__init__.py": {"worker"}, "wsgi.py": {"worker"}, "cli.py": set[str]()}
 

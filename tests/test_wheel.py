@@ -1,7 +1,7 @@
 """The built wheel in empty environments, and the README's steps beside Flask's own tutorial app.
 
 Everything here goes the way of a user: pip, the `reqpath` command, an nginx.conf and an ini made of what it
-prints. Only the processes are started by the checkout's own `reqpath.bench`.
+prints. Only the processes are started by the checkout's own `reqpath.servers`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from reqpath.bench.process import Process, find_free_port, is_listening, start_process, wait_until
-from reqpath.bench.servers import find_program
 from reqpath.errors import ServerError
+from reqpath.servers.deployment import find_program
+from reqpath.servers.process import Process, find_free_port, is_listening, start_process, wait_until
 
 pytestmark = pytest.mark.live
 

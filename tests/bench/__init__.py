@@ -1,1 +1,1 @@
-"""Tests of what starts and measures real servers."""
+"""Tests of the benchmark: its plan, its load, its runs and what they say."""

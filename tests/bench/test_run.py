@@ -10,8 +10,8 @@ import pytest
 from reqpath.bench.plan import Load, Plan, ScheduledRun, make_quick_plan
 from reqpath.bench.result import Head, Journal, Reason, Result, RunRecord, read_result
 from reqpath.bench.run import Bench, Step, _Session
-from reqpath.bench.topology import App
 from reqpath.bench.verdict import judge
+from reqpath.servers.topology import App
 from tests.bench.results import HOST, make_result
 
 NOISE = (Reason("steal", "the machine's host took 9.0% of the processors' time"),)

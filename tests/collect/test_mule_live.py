@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.process import Process, find_free_port, is_listening, start_process, wait_until
-from reqpath.bench.servers import find_program
 from reqpath.collect.checkpoint import NAME
 from reqpath.collect.receiver import DatagramSource
 from reqpath.configuration import Listen, parse_listen, render_uwsgi
 from reqpath.errors import ServerError
 from reqpath.record import NginxRecord
+from reqpath.servers.deployment import find_program
+from reqpath.servers.process import Process, find_free_port, is_listening, start_process, wait_until
 from reqpath.spool import SpoolReader
 from tests.collect.backend import start_backend
 from tests.collect.lines import build_numbered_line

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.process import find_free_port, is_listening, start_process
-from reqpath.bench.servers import find_perl_module, find_program
 from reqpath.collect.receiver import DatagramSource, Receiver
 from reqpath.configuration import (
     HTTP,
@@ -33,6 +31,8 @@ from reqpath.configuration import (
 )
 from reqpath.errors import ServerError
 from reqpath.record import NginxRecord
+from reqpath.servers.deployment import find_perl_module, find_program
+from reqpath.servers.process import find_free_port, is_listening, start_process
 from reqpath.settings import Settings
 from reqpath.spool import SpoolReader
 from reqpath.worker.stamps import parse_nginx_stamp, parse_request_start, parse_traceparent

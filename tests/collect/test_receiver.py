@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.process import find_free_port
 from reqpath.collect import receiver as receiver_module
 from reqpath.collect.nginx import Rejection
 from reqpath.collect.receiver import (
@@ -27,6 +26,7 @@ from reqpath.collect.receiver import (
 from reqpath.configuration import Listen, parse_listen
 from reqpath.errors import ConfigurationError, SpoolError
 from reqpath.record import NginxRecord, Record
+from reqpath.servers.process import find_free_port
 from reqpath.settings import Settings
 from reqpath.spool import SpoolReader
 from tests.collect.lines import build_line, build_numbered_line

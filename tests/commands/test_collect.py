@@ -20,13 +20,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from reqpath.bench.process import find_free_port
 from reqpath.collect.checkpoint import hold_spool
 from reqpath.collect.receiver import DatagramSource
 from reqpath.commands.collect import command
 from reqpath.configuration import Listen
 from reqpath.errors import ConfigurationError, MissingExtraError, SpoolError
 from reqpath.record import Record
+from reqpath.servers.process import find_free_port
 from tests.collect.backend import Backend, Reply, start_backend
 from tests.collect.lines import build_line, build_numbered_line
 from tests.collect.spools import open_spool, write_paths

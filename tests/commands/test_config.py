@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from reqpath.bench.servers import find_perl_module, find_program
 from reqpath.commands.config import command
 from reqpath.configuration import NginxChoices, build_nginx_files, render_nginx, render_uwsgi
 from reqpath.errors import ConfigurationError, ServerError
+from reqpath.servers.deployment import find_perl_module, find_program
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.jaeger import find_jaeger
+from reqpath.servers.jaeger import find_jaeger
 from reqpath.traces.jaeger import JaegerReader
 
 _DEADLINE_S = 60.0

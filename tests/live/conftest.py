@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.database import Database, Kind, find_database_server, start_database
-from reqpath.bench.jaeger import Jaeger, find_jaeger, start_jaeger
-from reqpath.bench.servers import Deployment, fill_database, find_program, shop, start_deployment
-from reqpath.bench.topology import App, Topology
 from reqpath.errors import ConfigurationError, ServerError
+from reqpath.servers.database import Database, Kind, find_database_server, start_database
+from reqpath.servers.deployment import Deployment, fill_database, find_program, shop, start_deployment
+from reqpath.servers.jaeger import Jaeger, find_jaeger, start_jaeger
+from reqpath.servers.topology import App, Topology
 
 #: nginx calls it an error when it refuses a body that is too large.
 _SERIOUS = re.compile(r"\[(error|crit|alert|emerg)\](?!.*too large body)")

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from reqpath import configuration
-from reqpath.bench import servers
-from reqpath.bench.database import find_database_server
 from reqpath.bench.plan import Load, Plan, Workload, make_plan
 from reqpath.bench.result import Journal, Result, Slice, read_result
 from reqpath.bench.run import Step, open_bench
-from reqpath.bench.topology import App
 from reqpath.bench.verdict import judge
 from reqpath.errors import ResultError, ServerError
+from reqpath.servers import deployment as module
+from reqpath.servers.database import find_database_server
+from reqpath.servers.topology import App
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("servers")]
 
@@ -300,7 +300,7 @@ def test_a_taken_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        monkeypatch.setattr(servers, "find_free_port", lambda: port)
+        monkeypatch.setattr(module, "find_free_port", lambda: port)
         _result, error = _measure(tmp_path, make_short_plan(), ignore)
     assert isinstance(error, ServerError)
     assert "Address already in use" in str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.jaeger import Jaeger
+from reqpath.servers.jaeger import Jaeger
 from reqpath.tiers import NAMES
 from reqpath.traces.jaeger import JaegerReader
 
@@ -169,7 +169,7 @@ def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:
 def test_without_nginx_the_package_to_install_is_named() -> None:
     environment = os.environ | {"PATH": os.path.dirname(sys.executable)}
     code = (
-        "import reqpath.bench.servers as servers; servers._SYSTEM_DIRECTORIES = '';"
+        "import reqpath.servers.deployment as servers; servers._SYSTEM_DIRECTORIES = '';"
         "from reqpath.cli import main; import sys; sys.argv = ['reqpath', 'demo']; main()"
     )
     result = subprocess.run(

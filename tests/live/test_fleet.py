@@ -13,10 +13,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from reqpath.bench.process import find_free_port, is_listening, start_process
-from reqpath.bench.servers import find_program
 from reqpath.configuration import HTTP, NginxChoices, build_nginx_files, data_directory
 from reqpath.errors import ServerError
+from reqpath.servers.deployment import find_program
+from reqpath.servers.process import find_free_port, is_listening, start_process
 
 pytestmark = pytest.mark.live
 

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from reqpath import conventions as names
-from reqpath.bench.database import Database
-from reqpath.bench.jaeger import Jaeger
 from reqpath.bench.load import Client, Observation, Pace, Plan, drive, plan_shop_traffic, wait_for_records
-from reqpath.bench.process import start_process, wait_until
-from reqpath.bench.servers import Deployment, start_deployment
-from reqpath.bench.topology import TRACE_RESPONSE, App, Topology
 from reqpath.collect.join import read_paths
 from reqpath.path import RequestPath
+from reqpath.servers.database import Database
+from reqpath.servers.deployment import Deployment, start_deployment
+from reqpath.servers.jaeger import Jaeger
+from reqpath.servers.process import start_process, wait_until
+from reqpath.servers.topology import TRACE_RESPONSE, App, Topology
 from reqpath.spool import SpoolReader
 from reqpath.tiers import INDEX
 from reqpath.traces.jaeger import JaegerReader

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from reqpath.bench.capacity import find_tool, run_tool
-from reqpath.bench.database import Database
 from reqpath.bench.generator import SLICE_NS, Outcome, Traffic, generate
 from reqpath.bench.load import wait_for_records
 from reqpath.bench.observe import read_counters, subtract
-from reqpath.bench.servers import Deployment, fill_database, start_deployment, workloads
-from reqpath.bench.topology import App, Topology
 from reqpath.collect.join import read_paths
 from reqpath.errors import ServerError
+from reqpath.servers.database import Database
+from reqpath.servers.deployment import Deployment, fill_database, start_deployment, workloads
+from reqpath.servers.topology import App, Topology
 from reqpath.spool import SpoolReader
 
 pytestmark = pytest.mark.live

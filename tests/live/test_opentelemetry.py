@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from reqpath.bench.process import find_free_port, is_listening, start_process, wait_until
-from reqpath.bench.servers import find_program
 from reqpath.record import Record, WorkerRecord
+from reqpath.servers.deployment import find_program
+from reqpath.servers.process import find_free_port, is_listening, start_process, wait_until
 
 pytestmark = pytest.mark.live
 

@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 
-from reqpath.bench.database import Database
 from reqpath.bench.load import Followed, Pace, follow, plan_shop_traffic
-from reqpath.bench.topology import App, Topology
 from reqpath.record import Transport
+from reqpath.servers.database import Database
+from reqpath.servers.topology import App, Topology
 from reqpath.tiers import INDEX, WORKER_SEGMENTS
 
 from .conftest import Start

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.database import Database
 from reqpath.bench.load import Observation, Pace, drive, plan_shop_traffic
-from reqpath.bench.process import wait_until
-from reqpath.bench.topology import App, Topology
 from reqpath.collect.join import read_paths
 from reqpath.collect.keep import Keeper
 from reqpath.collect.tail import Tail
+from reqpath.servers.database import Database
+from reqpath.servers.process import wait_until
+from reqpath.servers.topology import App, Topology
 from reqpath.spool import SpoolReader
 from tests.collect.backend import Backend, start_backend
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.database import Database
 from reqpath.bench.load import Client, Followed, Observation, Pace, Plan, follow, wait_for_records
-from reqpath.bench.servers import Deployment, start_deployment
-from reqpath.bench.topology import App, Topology
 from reqpath.collect.join import read_paths
 from reqpath.path import RequestPath
+from reqpath.servers.database import Database
+from reqpath.servers.deployment import Deployment, start_deployment
+from reqpath.servers.topology import App, Topology
 from reqpath.spool import SpoolReader
 from reqpath.tiers import INDEX
 

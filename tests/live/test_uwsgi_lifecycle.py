@@ -28,8 +28,8 @@ from typing import Any
 import pytest
 
 from reqpath import configuration
-from reqpath.bench.process import Process, find_free_port, is_listening, start_process, wait_until
 from reqpath.record import WorkerRecord, WriterInfo
+from reqpath.servers.process import Process, find_free_port, is_listening, start_process, wait_until
 from reqpath.spool import SpoolReader
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]

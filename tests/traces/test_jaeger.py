@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reqpath.bench.process import find_free_port
 from reqpath.errors import ConfigurationError
+from reqpath.servers.process import find_free_port
 from reqpath.traces.jaeger import JaegerError, JaegerReader
 
 _BEGIN_NS = 1_800_000_000_000_000_000

@@ -27,9 +27,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import SpanKind
 
-from reqpath.bench.database import Database, find_database_server, start_database
-from reqpath.bench.process import find_free_port
 from reqpath.record import Operation, Transport, WorkerRecord, decode_record, encode
+from reqpath.servers.database import Database, find_database_server, start_database
+from reqpath.servers.process import find_free_port
 from reqpath.settings import Settings
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import pymysql as hooks

@@ -1,1 +1,1 @@
-"""Private servers, described as data, and the load that drives them."""
+"""The experiment: what is compared, in which order, by what load, and what can be said of it."""

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from reqpath.bench.process import run_to_end
-from reqpath.bench.servers import find_program
 from reqpath.errors import ServerError
+from reqpath.servers.deployment import find_program
+from reqpath.servers.process import run_to_end
 
 ToolName = Literal["wrk", "h2load"]
 

@@ -30,8 +30,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from reqpath.bench.process import run_to_end
 from reqpath.errors import ConfigurationError
+from reqpath.servers.process import run_to_end
 
 #: In the place of a status: there was no connection to send it on, all had a request under way.
 DROPPED = -1

@@ -14,7 +14,7 @@ import subprocess
 
 import reqpath
 from reqpath.bench.result import Host
-from reqpath.bench.servers import find_program
+from reqpath.servers.deployment import find_program
 
 #: Turns the machine's identity into ours: the plain one is not to be given away. Source: machine-id(5).
 _PURPOSE = b"reqpath bench"

@@ -1,7 +1,7 @@
 """Runs a benchmark's plan on real servers, and appends what each run measured to a journal.
 
-The layers below are `servers`, `generator` and `capacity`; the one above is the command `reqpath bench`. One
-database serves all runs; nginx and uWSGI are started anew for each::
+The layers below are `reqpath.servers`, `generator` and `capacity`; the one above is the command `reqpath
+bench`. One database serves all runs; nginx and uWSGI are started anew for each::
 
     with open_bench(plan, command="reqpath bench --quick") as bench:
         with Journal.create("bench.jsonl", bench.head) as journal:
@@ -27,7 +27,6 @@ import msgspec
 
 from reqpath.bench.account import account
 from reqpath.bench.capacity import Tool, find_tool, measure_capacity
-from reqpath.bench.database import Database, start_database
 from reqpath.bench.generator import Outcome, Traffic, generate
 from reqpath.bench.host import describe_host
 from reqpath.bench.load import Client, wait_for_records
@@ -51,17 +50,18 @@ from reqpath.bench.result import (
     Result,
     RunRecord,
 )
-from reqpath.bench.servers import (
+from reqpath.collect.join import read_paths
+from reqpath.errors import ServerError
+from reqpath.path import RequestPath
+from reqpath.servers.database import Database, start_database
+from reqpath.servers.deployment import (
     Deployment,
     calibrate_cpu_rounds,
     fill_database,
     start_deployment,
     workloads,
 )
-from reqpath.bench.topology import App, Topology
-from reqpath.collect.join import read_paths
-from reqpath.errors import ServerError
-from reqpath.path import RequestPath
+from reqpath.servers.topology import App, Topology
 from reqpath.spool import SpoolReader
 
 #: How long the records of the last requests may take to get to the spool.

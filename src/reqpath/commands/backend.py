@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from reqpath.bench.jaeger import Jaeger, find_trace_page, start_jaeger, usual_ports
 from reqpath.commands.shared import check_extra
 from reqpath.errors import ConfigurationError
+from reqpath.servers.jaeger import Jaeger, find_trace_page, start_jaeger, usual_ports
 from reqpath.traces.jaeger import JaegerError, JaegerReader
 
 #: What the extra `otlp` brings.

@@ -291,8 +291,8 @@ def _run(
     plan: Plan, files: _Files, resumed: Result | None, talk: Console, *, like: str | None, as_json: bool
 ) -> None:
     """Measure, and show what there is at the end, whatever ended it."""
-    from reqpath.bench.process import exit_on_signals
     from reqpath.bench.result import Journal
+    from reqpath.servers.process import exit_on_signals
 
     # Until the result is there: nobody else may go on with the journal meanwhile.
     with contextlib.ExitStack() as held:

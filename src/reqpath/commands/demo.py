@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reqpath.analyse.figures import Breakdown
-    from reqpath.bench.database import Kind
-    from reqpath.bench.jaeger import Jaeger
     from reqpath.bench.load import Observation
-    from reqpath.bench.servers import Deployment
     from reqpath.commands.backend import Backend
     from reqpath.path import RequestPath
     from reqpath.record import Transport
+    from reqpath.servers.database import Kind
+    from reqpath.servers.deployment import Deployment
+    from reqpath.servers.jaeger import Jaeger
 
 #: What the extra `demo` brings.
 _NEEDED = ("flask", "pymysql", "numpy", "rich")
@@ -94,12 +94,12 @@ def command(
     from rich.console import Console
 
     from reqpath.bench.load import wait_for_records
-    from reqpath.bench.process import exit_on_signals
-    from reqpath.bench.servers import shop, start_deployment
-    from reqpath.bench.topology import TRACE_RESPONSE, Topology
     from reqpath.commands.backend import open_backend
     from reqpath.render.document import breakdown_to_json
     from reqpath.render.text import render_report
+    from reqpath.servers.deployment import shop, start_deployment
+    from reqpath.servers.process import exit_on_signals
+    from reqpath.servers.topology import TRACE_RESPONSE, Topology
 
     spool = None if keep_spool is None else _choose_spool(keep_spool)
     talk = Console(stderr=True)

@@ -9,8 +9,8 @@ import time
 
 import click
 
-from reqpath.bench.jaeger import JAEGER_VARIABLE, Jaeger, start_jaeger, usual_ports
-from reqpath.bench.process import exit_on_signals
+from reqpath.servers.jaeger import JAEGER_VARIABLE, Jaeger, start_jaeger, usual_ports
+from reqpath.servers.process import exit_on_signals
 
 NO_UI = (
     "This Jaeger was built from its Go module, which lacks the pages of the user interface: a browser sees a "

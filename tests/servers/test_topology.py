@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from reqpath.bench.topology import App, Includes, Placement, Topology, render_nginx, render_uwsgi
+from reqpath.servers.topology import App, Includes, Placement, Topology, render_nginx, render_uwsgi
 
 _APP = App("shop:create_app()", "/examples", "SHOP_DATABASE")
 _PLACEMENT = Placement(

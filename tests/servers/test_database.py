@@ -10,8 +10,8 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from reqpath.bench.database import Kind, find_database_server, start_database
 from reqpath.errors import ConfigurationError, ServerError
+from reqpath.servers.database import Kind, find_database_server, start_database
 
 
 @pytest.fixture(
@@ -83,7 +83,7 @@ def test_a_server_of_the_users_own_comes_first(
 def test_without_a_server_the_error_says_what_to_install(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reqpath.bench.database.find_database_server", lambda _kind: None)
+    monkeypatch.setattr("reqpath.servers.database.find_database_server", lambda _kind: None)
 
     with pytest.raises(ConfigurationError, match="install mariadb-server-core"), start_database(directory):
         pass

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench import jaeger as module
-from reqpath.bench.jaeger import (
+from reqpath.errors import ConfigurationError, ServerError
+from reqpath.servers import jaeger as module
+from reqpath.servers.jaeger import (
     Jaeger,
     JaegerSource,
     find_jaeger,
@@ -18,8 +19,7 @@ from reqpath.bench.jaeger import (
     jaeger_program_path,
     start_jaeger,
 )
-from reqpath.bench.process import find_free_port
-from reqpath.errors import ConfigurationError, ServerError
+from reqpath.servers.process import find_free_port
 
 MakeProgram = Callable[..., str]
 

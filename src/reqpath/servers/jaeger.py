@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from reqpath.bench.process import Process, find_free_port, is_listening, run_to_end, start_process
 from reqpath.errors import ConfigurationError, ServerError
+from reqpath.servers.process import Process, find_free_port, is_listening, run_to_end, start_process
 
 #: Names the program of a Jaeger, or the address of the user interface of one that runs.
 JAEGER_VARIABLE: Final = "REQPATH_JAEGER"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reqpath.bench.process import (
+from reqpath.errors import ServerError
+from reqpath.servers.process import (
     exit_on_signals,
     find_free_port,
     is_listening,
@@ -20,7 +21,6 @@ from reqpath.bench.process import (
     run_to_end,
     start_process,
 )
-from reqpath.errors import ServerError
 
 _SLEEP = ["sleep", "300"]
 
@@ -96,7 +96,7 @@ def test_one_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     script = f"""
 import sys
-from reqpath.bench.process import read_tail, start_process
+from reqpath.servers.process import read_tail, start_process
 argv = ["sh", "-c", "echo ready; exec sleep 300"]
 with start_process(argv, {log!r}, lambda: read_tail({log!r}) == "ready\\n", 30.0, "sleeper") as process:
     print(process.pid, flush=True)

@@ -1,7 +1,7 @@
 """What a deployment consists of, as data, and the configuration files that make it so, as text.
 
 `Topology` says what is measured; `Placement` says where it runs this time. Nothing here touches the system:
-the layer above, `servers`, writes what these functions return, and starts it. Example::
+the layer above, `deployment`, writes what these functions return, and starts it. Example::
 
     topology = Topology(app, transport="tcp", processes=1, threads=4)
     render_nginx(topology, placement)   → nginx.conf
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reqpath.bench.database import Kind
 from reqpath.record import Transport
+from reqpath.servers.database import Kind
 
 #: Has nginx tell its clients of the traces that it begins; among `Topology.nginx_lines`.
 TRACE_RESPONSE = "add_header traceresponse $reqpath_traceparent always;"

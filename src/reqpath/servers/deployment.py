@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from reqpath import configuration
-from reqpath.bench.database import Database, start_database
-from reqpath.bench.process import Process, find_free_port, is_listening, run_to_end, start_process
-from reqpath.bench.topology import App, Includes, Placement, Topology, render_nginx, render_uwsgi
 from reqpath.errors import ServerError
+from reqpath.servers.database import Database, start_database
+from reqpath.servers.process import Process, find_free_port, is_listening, run_to_end, start_process
+from reqpath.servers.topology import App, Includes, Placement, Topology, render_nginx, render_uwsgi
 
 _START_S = 30.0
 _PING_S = 5.0

@@ -19,15 +19,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reqpath.bench.process import (
+from reqpath.errors import ConfigurationError, ServerError
+from reqpath.record import Transport
+from reqpath.servers.process import (
     Process,
     find_free_port,
     make_socket_directory,
     run_to_end,
     start_process,
 )
-from reqpath.errors import ConfigurationError, ServerError
-from reqpath.record import Transport
 
 Kind = Literal["mariadb", "mysql"]
 

@@ -1,0 +1,1 @@
+"""The servers that the demo, the benchmark and the tests run on."""
