@@ -17,6 +17,7 @@ from reqpath.collect.spans import build_spans
 from reqpath.path import RequestPath
 from tests.factories import make_path, make_shop_paths
 from tests.strategies import request_paths
+from tests.traces.spans import as_sdk_spans
 
 encode_request = RequestEncoder().encode
 encode_spans = RequestEncoder().encode_message
@@ -26,7 +27,7 @@ encode_spans = RequestEncoder().encode_message
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_it_is_the_librarys_message(paths: list[RequestPath]) -> None:
     spans = [span for path in paths for span in build_spans(path)]
-    assert encode_spans(spans) == encode_with_library(spans)
+    assert encode_spans(spans) == encode_with_library(as_sdk_spans(spans))
 
 
 @given(
@@ -38,13 +39,13 @@ def test_it_is_the_librarys_message(paths: list[RequestPath]) -> None:
 @settings(max_examples=300, deadline=None)
 def test_every_value_is_encoded_as_the_library_does(value: float | str) -> None:
     spans = build_spans(make_path(attributes={"value": value, "values": [value, value]}))
-    assert encode_request(spans) == encode_with_library(spans).SerializeToString()
+    assert encode_request(spans) == encode_with_library(as_sdk_spans(spans)).SerializeToString()
 
 
 def test_many_paths_of_two_processes_are_one_request() -> None:
     spans = [span for path in make_shop_paths(40) for span in build_spans(path)]
     request = ExportTraceServiceRequest.FromString(encode_request(spans))
-    assert request == encode_with_library(spans)
+    assert request == encode_with_library(as_sdk_spans(spans))
     assert len(request.resource_spans) == 6, "nginx, uWSGI and the app twice, the database"
 
 
@@ -66,7 +67,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
 def test_a_request_that_is_bytes_is_a_message_when_it_has_to_be() -> None:
     spans = build_spans(make_path())
     request = RequestEncoder().encode_lazily(spans)
-    expected = encode_with_library(spans)
+    expected = encode_with_library(as_sdk_spans(spans))
     assert request.SerializePartialToString() == expected.SerializeToString()
     assert request.ByteSize() == expected.ByteSize()
 
@@ -88,5 +89,5 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = RequestEncoder()
     for number in range(50):
         spans = build_spans(make_path(path=f"/items/{number}", attributes={f"a{number}": -number}))
-        assert encoder.encode(spans) == encode_with_library(spans).SerializeToString()
+        assert encoder.encode(spans) == encode_with_library(as_sdk_spans(spans)).SerializeToString()
     assert len(encoder._known) <= 8

@@ -12,17 +12,17 @@ from typing import Any
 
 import grpc
 import pytest
+from msgspec.structs import replace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.sdk.trace import ReadableSpan
 
 from reqpath.collect.checkpoint import read_checkpoint
 from reqpath.collect.export import Answer, Delivery, Sender, Target, build_sender, find_target
 from reqpath.collect.keep import Keeper
-from reqpath.collect.spans import build_spans
+from reqpath.collect.spans import PathSpan, build_spans
 from reqpath.collect.tail import Kept, Tail
 from reqpath.errors import ConfigurationError
 from reqpath.settings import Settings
@@ -44,7 +44,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
         yield backend
 
 
-def build(kept: Kept) -> list[ReadableSpan]:
+def build(kept: Kept) -> list[PathSpan]:
     return build_spans(kept.path, kept=kept.reason)
 
 
@@ -52,7 +52,7 @@ class Run:
     """A delivery of `PATHS`, and what it said."""
 
     def __init__(
-        self, spool: str, sender: Sender, builder: Callable[[Kept], list[ReadableSpan]], jitter: float
+        self, spool: str, sender: Sender, builder: Callable[[Kept], list[PathSpan]], jitter: float
     ) -> None:
         self.messages: list[str] = []
         self.tail = Tail(spool, Keeper(everything=True), wait_s=10, expect_nginx=True, linger_s=0)
@@ -80,7 +80,7 @@ class Run:
 def deliver(
     spool: str,
     sender: Sender,
-    builder: Callable[[Kept], list[ReadableSpan]] = build,
+    builder: Callable[[Kept], list[PathSpan]] = build,
     jitter: float = 2,  # no wait at all
 ) -> Iterator[Run]:
     write_paths(spool, PATHS)
@@ -242,10 +242,10 @@ def test_who_refuses_everything_is_no_backend_and_nothing_is_given_up(spool: str
 
 
 def test_a_path_that_cannot_be_encoded_is_left_out(spool: str, backend: Backend) -> None:
-    def build_badly(kept: Kept) -> list[ReadableSpan]:
+    def build_badly(kept: Kept) -> list[PathSpan]:
         spans = build(kept)
         if kept.path.trace_id == PATHS[3].trace_id:
-            spans[0]._name = "\ud800"
+            spans[0] = replace(spans[0], name="\ud800")
         return spans
 
     with deliver(spool, http(backend), build_badly) as run:
@@ -255,7 +255,7 @@ def test_a_path_that_cannot_be_encoded_is_left_out(spool: str, backend: Backend)
 
 
 def test_a_path_of_which_no_spans_can_be_built_is_left_out(spool: str, backend: Backend) -> None:
-    def build_none(kept: Kept) -> list[ReadableSpan]:
+    def build_none(kept: Kept) -> list[PathSpan]:
         if kept.path.trace_id in (PATHS[3].trace_id, PATHS[4].trace_id):
             raise ValueError("no spans")
         return build(kept)
@@ -298,7 +298,7 @@ class Scripted:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
 
-    def send(self, spans: Sequence[ReadableSpan]) -> Answer:
+    def send(self, spans: Sequence[PathSpan]) -> Answer:
         return self.answers.pop(0) if self.answers else Answer("accepted")
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from tests.factories import (
     make_writer_info,
 )
 from tests.strategies import request_paths
-from tests.traces.spans import make_sdk_spans, read_back
+from tests.traces.spans import as_sdk_spans, make_sdk_spans, read_back
 
 US = 1_000
 MS = 1_000_000
@@ -81,7 +81,7 @@ def test_every_path_is_one_connected_tree_with_children_inside_their_parents(pat
     spans = build_spans(path)
     found = read_back(spans)
     check_tree(found + make_sdk_spans(path, found))
-    encode_spans(spans).SerializeToString()
+    encode_spans(as_sdk_spans(spans)).SerializeToString()
 
 
 def test_a_whole_path_is_a_trace_through_four_services() -> None:

@@ -23,6 +23,7 @@ from reqpath.spool.files import evict_file, list_files
 from tests.collect.spools import Spooler, open_spool, write_paths
 from tests.conftest import FakeClock
 from tests.factories import make_nginx_record, make_path, make_worker_record
+from tests.traces.spans import read_back
 
 NEVER_NS = 1 << 62
 WAIT_NS = 10_000_000_000
@@ -83,7 +84,7 @@ def test_what_was_not_done_comes_again_and_gives_the_same_spans(spool: str, spoo
 
     def render(each: list[Kept]) -> list[list[str]]:
         return [
-            [span.to_json() for span in build_spans(one.path, kept=one.reason, offset=one.offset)]
+            [repr(span) for span in read_back(build_spans(one.path, kept=one.reason, offset=one.offset))]
             for one in each
         ]
 

@@ -29,6 +29,7 @@ from reqpath.spool import SpoolReader
 from reqpath.traces.counts import TraceCounts
 from tests.commands.test_report import write_paths
 from tests.factories import make_shop_paths
+from tests.traces.spans import as_sdk_spans
 from tests.traces.test_otlp import encode_json
 
 
@@ -47,7 +48,7 @@ def traces(tmp_path: Path, spool: str) -> str:
     path = tmp_path / "traces.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for request in read_paths(SpoolReader(spool)):
-            json.dump(encode_json(tuple(build_spans(request, service_name="shop"))), file)
+            json.dump(encode_json(as_sdk_spans(build_spans(request, service_name="shop"))), file)
             file.write("\n")
     return str(path)
 

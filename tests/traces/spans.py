@@ -9,16 +9,22 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from reqpath import conventions as names
+from reqpath.collect.spans import PathSpan
 from reqpath.path import RequestPath
 from reqpath.traces.span import Event, Kind, Link, Span
 
 
-def read_back(spans: Iterable[ReadableSpan]) -> list[Span]:
+def as_sdk_spans(spans: Iterable[PathSpan]) -> tuple[ReadableSpan, ...]:
+    """Return the spans as what exporters take them for."""
+    return cast(tuple[ReadableSpan, ...], tuple(spans))
+
+
+def read_back(spans: Iterable[PathSpan | ReadableSpan]) -> list[Span]:
     """Return the spans as they come back from a backend that keeps nanoseconds."""
     return [read_back_one(span) for span in spans]
 
 
-def read_back_one(span: ReadableSpan) -> Span:
+def read_back_one(span: PathSpan | ReadableSpan) -> Span:
     assert span.context is not None
     assert span.start_time is not None
     assert span.end_time is not None

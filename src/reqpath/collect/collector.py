@@ -28,7 +28,7 @@ from reqpath.errors import ReqPathError, SpoolError
 from reqpath.settings import Settings
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
+    from reqpath.collect.spans import PathSpan
 
 #: The longest that the receiver waits for its turn; a socket's buffer bridges much more.
 _SLICE_NS: Final = 20_000_000
@@ -233,7 +233,7 @@ class Collector:
 
         service_name = self._settings.service_name or "app"
 
-        def build(kept: Kept) -> list[ReadableSpan]:
+        def build(kept: Kept) -> list[PathSpan]:
             return build_spans(kept.path, service_name=service_name, kept=kept.reason, offset=kept.offset)
 
         delivery = Delivery(tail, sender, build, report=self._report, backend=str(self._target))

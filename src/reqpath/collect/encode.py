@@ -21,9 +21,11 @@ from typing import Any, Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
+
+from reqpath.collect.spans import PathSpan
 
 # A field's tag is its number and its wire type, in one byte below field 16: 0 varint, 1 eight bytes, 2 a
 # length and as many bytes, 5 four bytes.
@@ -86,56 +88,44 @@ class RequestEncoder:
         #: All of a span's attribute that comes before its number, by the bytes that the number takes.
         self._heads: tuple[dict[str, bytes], ...] = tuple({} for _ in range(_MAX_VARINT + 1))
 
-    def encode_message(self, spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+    def encode_message(self, spans: Sequence[PathSpan]) -> ExportTraceServiceRequest:
         """Return the request as a message."""
         request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(self.encode(spans))
         return request
 
-    def encode_lazily(self, spans: Sequence[ReadableSpan]) -> EncodedRequest:
+    def encode_lazily(self, spans: Sequence[PathSpan]) -> EncodedRequest:
         """Return the request for one who wants nothing but its bytes."""
         return EncodedRequest(self.encode(spans))
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> bytes:
-        """Return the request as bytes: spans of one resource and scope together, in the order given.
+    def encode(self, spans: Sequence[PathSpan]) -> bytes:
+        """Return the request as bytes: spans of one resource together, in the order given.
 
         Raises: UnicodeEncodeError for half a surrogate pair, TypeError for a value that OTLP has no kind for.
         """
         # By identity: the hash of a resource is that of its JSON, made anew each time.
-        groups: dict[int, tuple[Resource, dict[int, tuple[InstrumentationScope | None, list[bytes]]]]] = {}
+        groups: dict[int, tuple[Resource, list[bytes]]] = {}
         for span in spans:
-            resource, scope = span.resource, span.instrumentation_scope
+            resource = span.resource
             group = groups.get(id(resource))
             if group is None:
-                group = groups[id(resource)] = (resource, {})
-            scoped = group[1].get(id(scope))
-            if scoped is None:
-                scoped = group[1][id(scope)] = (scope, [])
-            scoped[1].append(self._encode_span(span))
+                scope = _delimit(_FIELD_1, _encode_scope(span.instrumentation_scope))
+                group = groups[id(resource)] = (resource, [scope])
+            group[1].append(self._encode_span(span))
         parts = []
-        for resource, scopes in groups.values():
-            body = [_delimit(_FIELD_1, _encode_attributes(_OF_RESOURCE, resource.attributes))]
-            for scope, encoded in scopes.values():
-                inner = [_delimit(_FIELD_1, _encode_scope(scope)), *encoded]
-                if scope is not None and scope.schema_url:
-                    inner.append(_delimit(_FIELD_3, scope.schema_url.encode()))
-                body.append(_delimit(_FIELD_2, b"".join(inner)))
+        for resource, encoded in groups.values():
+            body = _delimit(_FIELD_1, _encode_attributes(_OF_RESOURCE, resource.attributes))
+            body += _delimit(_FIELD_2, b"".join(encoded))
             if resource.schema_url:
-                body.append(_delimit(_FIELD_3, resource.schema_url.encode()))
-            parts.append(_delimit(_FIELD_1, b"".join(body)))
+                body += _delimit(_FIELD_3, resource.schema_url.encode())
+            parts.append(_delimit(_FIELD_1, body))
         return b"".join(parts)
 
-    def _encode_span(self, span: ReadableSpan) -> bytes:
+    def _encode_span(self, span: PathSpan) -> bytes:
         """Return the span as an element of `ScopeSpans.spans`."""
-        # Each property of the SDK's is a call, so that none is read twice; contexts are tuples.
-        context, parent, attributes, events, links = (
-            span.context,
-            span.parent,
-            span.attributes,
-            span.events,
-            span.links,
-        )
-        assert context is not None
-        parts = [b"\x0a\x10", context[0].to_bytes(16), b"\x12\x08", context[1].to_bytes(8)]
+        # Contexts are tuples, whose properties are calls.
+        trace_id, span_id = span.context[:2]
+        parent = span.parent
+        parts = [b"\x0a\x10", trace_id.to_bytes(16), b"\x12\x08", span_id.to_bytes(8)]
         flags = _LOCAL_PARENT
         if parent is not None:
             parts += (b"\x22\x08", parent[1].to_bytes(8))
@@ -143,14 +133,13 @@ class RequestEncoder:
                 flags = _REMOTE_PARENT
         parts += (
             _encode_name(span.name),
-            _pack_instants(0x30, span.kind._value_ + 1, 0x39, span.start_time or 0, 0x41, span.end_time or 0),
+            _pack_instants(0x30, span.kind._value_ + 1, 0x39, span.start_time, 0x41, span.end_time),
         )
-        if attributes:
-            self._add_attributes(attributes, parts)
-        if events:
-            parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in events]
-        if links:
-            parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in links]
+        self._add_attributes(span.attributes, parts)
+        if span.events:
+            parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in span.events]
+        if span.links:
+            parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in span.links]
         parts += (_encode_status(span.status), flags)
         return _delimit(_FIELD_2, b"".join(parts))
 
@@ -209,9 +198,7 @@ def _encode_link(link: Link) -> bytes:
     return body + _encode_attributes(_OF_LINK, link.attributes) + _LOCAL_LINK
 
 
-def _encode_scope(scope: InstrumentationScope | None) -> bytes:
-    if scope is None:
-        return b""
+def _encode_scope(scope: InstrumentationScope) -> bytes:
     body = _delimit(_FIELD_1, scope.name.encode())
     if scope.version:
         body += _delimit(_FIELD_2, scope.version.encode())

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
 from reqpath.collect.tail import Kept, Tail
 from reqpath.errors import ConfigurationError, MissingExtraError
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
     from opentelemetry.sdk.trace import ReadableSpan
     from requests import Response
+
+    from reqpath.collect.spans import PathSpan
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
@@ -66,7 +68,7 @@ class Answer(NamedTuple):
 class Sender(Protocol):
     """Brings spans to a backend."""
 
-    def send(self, spans: Sequence[ReadableSpan]) -> Answer:
+    def send(self, spans: Sequence[PathSpan]) -> Answer:
         """Send one request, which may take as long as the exporter's timeout."""
 
     def close(self) -> None:
@@ -178,10 +180,11 @@ class HttpSender:
         self._silence = _Silence("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         self._exporter = trace_exporter.OTLPSpanExporter(endpoint=endpoint, session=self._session)
 
-    def send(self, spans: Sequence[ReadableSpan]) -> Answer:
+    def send(self, spans: Sequence[PathSpan]) -> Answer:
         """Send one request."""
         with self._silence:
-            self._exporter.export(spans)
+            # Ours have all that is read of them.
+            self._exporter.export(cast("Sequence[ReadableSpan]", spans))
         latest = self._session.take_latest()
         if latest is None:
             # Nothing was sent: it can't be encoded.
@@ -226,11 +229,12 @@ class GrpcSender:
         self._silence = _Silence("opentelemetry.exporter.otlp.proto.grpc.exporter")
         self._exporter = Exporter(endpoint=endpoint)
 
-    def send(self, spans: Sequence[ReadableSpan]) -> Answer:
+    def send(self, spans: Sequence[PathSpan]) -> Answer:
         """Send one request."""
         try:
             with self._silence:
-                result = self._exporter.export(spans)
+                # Ours have all that is read of them.
+                result = self._exporter.export(cast("Sequence[ReadableSpan]", spans))
         except Exception as error:
             # Calls that fail are its own to report: this is what can't be encoded.
             return Answer("refused", _shorten(error))
@@ -333,7 +337,7 @@ class Delivery:
         self,
         tail: Tail,
         sender: Sender,
-        build: Callable[[Kept], list[ReadableSpan]],
+        build: Callable[[Kept], list[PathSpan]],
         *,
         report: Callable[[str], None],
         backend: str,
@@ -438,7 +442,7 @@ class Delivery:
         elif answer.said:
             self._tell_once("warned", f"{self._backend} warns: {said}")
 
-    def _build_guarded(self, kept: Kept) -> list[ReadableSpan] | None:
+    def _build_guarded(self, kept: Kept) -> list[PathSpan] | None:
         try:
             return self._build(kept)
         except Exception as error:
