@@ -497,12 +497,13 @@ def test_known_segments_and_the_residual_are_the_total(
 
 
 @given(
-    durations=st.lists(st.integers(-2 * US, 5 * MS), min_size=6, max_size=6),
+    durations=st.lists(st.integers(-3 * US, 5 * MS), min_size=6, max_size=6),
     exclusive=st.lists(st.none() | _duration, min_size=10, max_size=10),
+    resolution_ns=_resolution,
 )
 @settings(max_examples=300, deadline=None)
 def test_the_short_way_of_the_usual_request_comes_to_the_same(
-    durations: list[int], exclusive: list[int | None]
+    durations: list[int], exclusive: list[int | None], resolution_ns: int
 ) -> None:
     receive_ns, queue_ns, read_ns, gil_ns, closed_ns, send_ns = durations
     parsed_ns = NOW_NS - gil_ns
@@ -518,9 +519,11 @@ def test_the_short_way_of_the_usual_request_comes_to_the_same(
         parsed_ns=parsed_ns,
         closed_offset_ns=closed_ns,
     )
-    nginx = make_nginx_record(start_ns=start_ns, end_ns=NOW_NS + closed_ns + send_ns, resolution_ns=US)
+    end_ns = NOW_NS + closed_ns + send_ns
+    nginx = make_nginx_record(start_ns=start_ns, end_ns=end_ns, resolution_ns=resolution_ns)
     usual = _measure_usual(worker, nginx)
-    assert (usual is not None) == (min(receive_ns, queue_ns, read_ns, gil_ns, send_ns) >= 0)
+    in_order = min(receive_ns, queue_ns, read_ns, gil_ns) >= 0
+    assert (usual is not None) == (in_order and send_ns >= -resolution_ns - US and end_ns >= start_ns)
     if usual is not None:
         assert usual == _measure_any(worker, nginx)
         assert measure_extent(worker, nginx) == (usual.start_ns, usual.total_ns)

@@ -255,18 +255,19 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
     stamps = read_in_order(worker, nginx)
     if stamps is None or nginx is None:
         return None
-    start_ns, end_ns = stamps[0], stamps[-1]
-    exclusive_ns = worker.exclusive_ns
-    # As Timing(…) does it, without its detour through bytecode: this runs for each request of a report.
+    start_ns, *_, closed_ns, end_ns = stamps
+    total_ns = end_ns - start_ns
+    segments = split_in_order(stamps, worker.exclusive_ns)
+    # As Timing(…) does it, without its detour through bytecode: this runs for most requests of a report.
     return tuple.__new__(
         Timing,
         (
             start_ns,
-            end_ns - start_ns,
-            split_in_order(stamps, exclusive_ns),
-            (worker.closed_offset_ns or 0) - sum(filter(None, exclusive_ns)),
+            total_ns,
+            segments,
+            total_ns - sum(filter(None, segments)),
             max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns),
-            (),
+            () if end_ns >= closed_ns else ("nginx.send",),
             (),
             (),
             False,
@@ -275,7 +276,11 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
 
 
 def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> tuple[int, ...] | None:
-    """Return a request's seven stamps when all are there, follow one another, and fit 63 bits."""
+    """Return a request's seven stamps if all are there, one upstream was tried, and they follow one another.
+
+    nginx's end, the last, may come before the closing by as much as nginx rounds: stock nginx nearly always
+    cuts that off. None for any other request, and for instants that do not fit 63 bits.
+    """
     if nginx is None or len(nginx.attempts) > 1:
         return None
     start_ns, pass_ns, accept_ns, parsed_ns, closed_offset_ns = (
@@ -295,14 +300,21 @@ def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> tuple[int,
         return None
     app_start_ns, end_ns = worker.app_start_ns, nginx.end_ns
     closed_ns = app_start_ns + closed_offset_ns
-    if 0 <= start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= end_ns <= _LAST_NS:
-        return start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns
-    return None
+    if not 0 <= start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= _LAST_NS:
+        return None
+    if end_ns < closed_ns:
+        resolution_ns = max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns)
+        if end_ns < max(start_ns, closed_ns - resolution_ns - _UWSGI_RESOLUTION_NS):
+            return None
+    elif end_ns > _LAST_NS:
+        return None
+    return start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns
 
 
 def split_in_order(stamps: Iterable[Ns], exclusive_ns: Iterable[Any]) -> tuple[Any, ...]:
     """Return the `SEGMENTS` of a request with stamps in order, or of many: then each stamp is an array."""
     start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns = stamps
+    send_ns = end_ns - closed_ns
     return (
         pass_ns - start_ns,
         None,
@@ -311,7 +323,7 @@ def split_in_order(stamps: Iterable[Ns], exclusive_ns: Iterable[Any]) -> tuple[A
         parsed_ns - accept_ns,
         app_start_ns - parsed_ns,
         *exclusive_ns,
-        end_ns - closed_ns,
+        send_ns * (send_ns > 0),
     )
 
 

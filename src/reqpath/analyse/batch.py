@@ -62,7 +62,7 @@ class Batch:
         """Measure what was added, at least one request."""
         odd, timings = list(self._odd), self._odd.values()
         segments = np.empty((len(SEGMENTS), len(self)))
-        total_ns, residual_ns = np.empty((2, len(self)))
+        total_ns = np.empty(len(self))
         ends_ns = []
         if self._stamps:
             usual = np.delete(np.arange(len(self)), odd) if odd else slice(None)
@@ -70,14 +70,13 @@ class Batch:
             exclusive_ns = [to_floats(values) for values in zip(*self._exclusive_ns, strict=True)]
             for row, values in zip(segments, split_in_order(stamps, exclusive_ns), strict=True):
                 row[usual] = values
-            start_ns, *_, app_start_ns, closed_ns, end_ns = stamps
+            start_ns, end_ns = stamps[0], stamps[-1]
             total_ns[usual] = end_ns - start_ns
-            residual_ns[usual] = closed_ns - app_start_ns - np.nansum(exclusive_ns, axis=0)
             ends_ns += [int(start_ns.min()), int(end_ns.max())]
         if odd:
             segments[:, odd] = np.array([timing.segments for timing in timings], np.float64).T
             total_ns[odd] = [timing.total_ns for timing in timings]
-            residual_ns[odd] = [timing.residual_ns for timing in timings]
             for timing in timings:
                 ends_ns += [timing.start_ns, timing.start_ns + timing.total_ns]
+        residual_ns = total_ns - np.nansum(segments, axis=0)
         return BatchTiming(segments, total_ns, residual_ns, min(ends_ns), max(ends_ns))

@@ -126,6 +126,7 @@ class BreakdownBuilder:
                     worker.nginx_resolution_ns,
                     line.status,
                     line.resolution_ns,
+                    stamps[-1] < stamps[-2],
                 )
                 found = shortcuts.get(key)
                 if found is None:

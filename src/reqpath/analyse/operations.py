@@ -39,12 +39,11 @@ class OperationTable:
         append_number, append_time = self._append_number, self._append_time
         count = 0
         for operation in operations:
-            kind = operation.kind
-            if kind == "ping":
-                continue
-            key = (kind, operation.statement, operation.transport)
+            key = (operation.kind, operation.statement, operation.transport)
             number = numbers.get(key)
             if number is None:
+                if operation.kind == "ping":
+                    continue
                 number = self._number(key)
             append_number(number)
             append_time(operation_time_ns(operation))
