@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from msgspec.structs import replace
 
 from reqpath.bench.plan import Load, Plan, ScheduledRun
@@ -111,3 +113,38 @@ def test_a_repetition_without_enough_valid_runs_is_no_proof(check: ModuleType) -
     one = make_repetition(check)
     for repetition in (few, none):
         assert check.judge_repetitions([one] * 9 + [repetition])[0] == check.UNDECIDED
+
+
+def test_a_comparison_without_a_verdict_is_made_once_more(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Plan] = []
+
+    def make(plan: Plan, _keep: str | None, _name: str) -> Result:
+        made.append(plan)
+        # The second one has too few runs.
+        return make_result(plan, seed=plan.seed, runs=4 if len(made) == 2 else None)
+
+    monkeypatch.setattr(check, "run_plan", make)
+    output = tmp_path / "aa.json"
+    done = CliRunner().invoke(check.main, ["aa", "--repetitions", "3", "--output", str(output)])
+    assert done.exit_code == check.PASSED, done.output
+    assert [plan.seed for plan in made] == [1, 2, 1002, 3]
+    assert [plan.load.rates_per_s for plan in made] == [(), *[(("point-query", 240.0),)] * 3]
+    document = json.loads(output.read_text())
+    assert (document["check"], document["passed"]) == ("aa", True)
+    assert [one["seed"] for one in document["found"]] == [1, 1002, 3]
+
+
+def test_the_planted_check_writes_what_it_found(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "run_plan", lambda plan, *_: make_result(plan))
+    output = tmp_path / "planted.json"
+    done = CliRunner().invoke(check.main, ["planted", "--output", str(output)])
+    # Nothing was planted in what was made up.
+    assert done.exit_code == check.FAILED, done.output
+    document = json.loads(output.read_text())
+    assert [one["planted_us"] for one in document["found"]] == [30, 300]
+    assert not document["passed"]
+    assert "300 µs: not found, although this run could resolve" in document["verdict"]
