@@ -74,9 +74,9 @@ _LONGEST_NS: Final = 7 * 86_400 * 1_000_000_000
 
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}", re.ASCII)
 _SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}", re.ASCII)
-#: Of the usual line: a value that is ASCII and had nothing to escape, a path that is to stay as it is, and an
-#: instant of nginx's, good to 1 ms or 1 µs, of the years to 2191.
-_VALUE: Final = r"[ !#-\[\]-~]*"
+#: Of the usual line: a value that is ASCII, had nothing to escape and is short enough to be remembered; a
+#: path that is to stay as it is; an instant of nginx's, good to 1 ms or 1 µs, of the years to 2191.
+_VALUE: Final = r"[ !#-\[\]-~]{0,256}"
 _PATH: Final = r"[ !#$&->@-\[\]-~]{0,1024}"
 _INSTANT: Final = r"[1-6]\d{9}\.\d{3}(?:\d{3})?"
 #: The line as the `log_format` has it. Neighbours that are the same in many lines are one group.
