@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from reqpath.analyse.batch import Batch
+from reqpath.analyse.batch import Batch, pack_stamps
 from reqpath.path import RequestPath
 from reqpath.record import Attempt
 from reqpath.tiers import WORKER_SEGMENTS, read_in_order
@@ -64,7 +64,8 @@ def test_each_request_comes_to_what_it_comes_to_alone(paths: list[RequestPath]) 
         if path.worker is None or stamps is None:
             batch.add_odd(path.timing)
         else:
-            batch.add(path.worker, stamps)
+            batch.stamps.append(pack_stamps(*stamps))
+            batch.exclusive_ns.append(path.worker.exclusive_ns)
     found = batch.measure()
     timings = [path.timing for path in paths]
     assert found.total_ns.tolist() == [timing.total_ns for timing in timings]

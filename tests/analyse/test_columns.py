@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqpath.analyse.columns import Column, Names, to_floats
+from reqpath.analyse.columns import Column, Names, order_stably, to_floats
 
 EXACT = st.integers(-(1 << 53), 1 << 53)
 
@@ -35,6 +36,12 @@ def test_a_column_of_one_value_takes_no_room() -> None:
     column = Column()
     column.add(to_floats([7] * 1000))
     assert column._chunks[0].strides == (0,)
+
+
+@given(st.lists(st.integers(0, 3) | st.integers(0, 1 << 62)))
+def test_equal_values_stay_in_their_order(values: list[int]) -> None:
+    expected = sorted(range(len(values)), key=values.__getitem__)
+    assert order_stably(np.array(values, np.int64)).tolist() == expected
 
 
 def test_names_beyond_the_bound_are_one() -> None:

@@ -4,7 +4,8 @@ Nearly every request has all its stamps, in order. Those are split together, by 
 in `tiers`; the others one by one::
 
     batch = Batch()
-    batch.add(worker, read_in_order(worker, line))
+    batch.stamps.append(pack_stamps(*read_in_order(worker, line)))
+    batch.exclusive_ns.append(worker.exclusive_ns)
     batch.add_odd(measure(other_worker, other_line))
     batch.measure().segments[INDEX["queue"]]      # ns of each request, NaN where unknown
 """
@@ -17,10 +18,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from reqpath.analyse.columns import FloatArray, to_floats
-from reqpath.record import WorkerRecord
 from reqpath.tiers import SEGMENTS, Timing, split_in_order
 
-_pack_stamps: Final = struct.Struct("7q").pack
+#: Packs what `tiers.read_in_order` returns.
+pack_stamps: Final = struct.Struct("7q").pack
 
 
 class BatchTiming(NamedTuple):
@@ -38,21 +39,17 @@ class BatchTiming(NamedTuple):
 class Batch:
     """What is needed of requests to measure them, so that they need not be kept."""
 
-    __slots__ = ("_exclusive_ns", "_odd", "_stamps")
+    __slots__ = ("_odd", "exclusive_ns", "stamps")
 
     def __init__(self) -> None:
-        self._stamps: list[bytes] = []
-        self._exclusive_ns: list[list[int | None]] = []
+        #: Of each request in order; append to both.
+        self.stamps: list[bytes] = []
+        self.exclusive_ns: list[list[int | None]] = []
         #: By position.
         self._odd: dict[int, Timing] = {}
 
     def __len__(self) -> int:
-        return len(self._stamps) + len(self._odd)
-
-    def add(self, worker: WorkerRecord, stamps: tuple[int, ...]) -> None:
-        """Add a request whose stamps are in order, as `tiers.read_in_order` returns them."""
-        self._stamps.append(_pack_stamps(*stamps))
-        self._exclusive_ns.append(worker.exclusive_ns)
+        return len(self.stamps) + len(self._odd)
 
     def add_odd(self, timing: Timing) -> None:
         """Add any other request."""
@@ -64,10 +61,10 @@ class Batch:
         segments = np.empty((len(SEGMENTS), len(self)))
         total_ns = np.empty(len(self))
         ends_ns = []
-        if self._stamps:
+        if self.stamps:
             usual = np.delete(np.arange(len(self)), odd) if odd else slice(None)
-            stamps = np.frombuffer(b"".join(self._stamps), np.int64).reshape(-1, 7).T
-            exclusive_ns = [to_floats(values) for values in zip(*self._exclusive_ns, strict=True)]
+            stamps = np.frombuffer(b"".join(self.stamps), np.int64).reshape(-1, 7).T
+            exclusive_ns = [to_floats(values) for values in zip(*self.exclusive_ns, strict=True)]
             for row, values in zip(segments, split_in_order(stamps, exclusive_ns), strict=True):
                 row[usual] = values
             start_ns, end_ns = stamps[0], stamps[-1]

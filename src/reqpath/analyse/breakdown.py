@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from reqpath.analyse.batch import Batch
-from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, to_floats
+from reqpath.analyse.batch import Batch, pack_stamps
+from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, order_stably, to_floats
 from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
 from reqpath.analyse.group import GroupBuilder, Mark, count_marks
 from reqpath.analyse.operations import OTHERS, OperationTable
@@ -45,7 +45,8 @@ MAX_ROUTES: Final = 2_000
 BATCH: Final = 2_048
 #: Marks that are known without being looked up in full; a client can send any method.
 _MAX_SHORTCUTS: Final = 10_000
-_IN_WORKER: Final = frozenset({"uwsgi.read", "uwsgi.gil", *WORKER_SEGMENTS})
+#: What a request takes of its worker before the application.
+_AROUND: Final = frozenset({"uwsgi.read", "uwsgi.gil"})
 _CALLS: Final = frozenset({"mysql.connect", "mysql.query", "mysql.commit", "uwsgi.send"})
 
 
@@ -116,7 +117,8 @@ class BreakdownBuilder:
                 total_ns = timing.total_ns
                 route, mark = self._mark_path(path)
             else:
-                batch.add(worker, stamps)
+                batch.stamps.append(pack_stamps(*stamps))
+                batch.exclusive_ns.append(worker.exclusive_ns)
                 total_ns = stamps[-1] - stamps[0]
                 key = (
                     worker.method,
@@ -155,7 +157,7 @@ class BreakdownBuilder:
         operations.pack()
         timings = batch.measure()
         for column, values in (
-            *zip(self._segments, np.fmax(timings.segments, UNKNOWN), strict=True),
+            *zip(self._segments, np.fmax(timings.segments, UNKNOWN, out=timings.segments), strict=True),
             (self._total, timings.total_ns),
             (self._residual, timings.residual_ns),
             (self._cpu, np.fmax(to_floats(cpu), UNKNOWN)),
@@ -209,7 +211,7 @@ class BreakdownBuilder:
         place_of = np.empty_like(by_route)
         place_of[by_route] = np.arange(self._count)
         route_of = route_of[by_route]
-        by_total = place_of[np.argsort(total, kind="stable")]
+        by_total = place_of[order_stably(total)]
         by_route_and_total = by_total[np.argsort(route_of[by_total], kind="stable")]
         total = total[by_route]
         bounds = np.cumsum(np.bincount(route_of, minlength=len(self._routes.names)))
@@ -227,22 +229,23 @@ class BreakdownBuilder:
         for group in groups:
             group.take_residual(residual, total)
         del residual, total
-        busy, wall, calls = (np.zeros(self._count, np.int64) for _ in range(3))
+        around, wall, calls = (np.zeros(self._count, np.int64) for _ in range(3))
         for i, segment in enumerate(SEGMENTS):
             column = self._segments[i].read()[by_route]
             for group in groups:
                 group.take_segment(i, column, route_of)
-            known = np.maximum(column, 0)
-            if segment.name in _IN_WORKER:
-                busy += known
-            if segment.name in WORKER_SEGMENTS:
+            known = np.maximum(column, 0, out=column)
+            if segment.name in _AROUND:
+                around += known
+            elif segment.name in WORKER_SEGMENTS:
                 wall += known
             if segment.name in _CALLS:
                 calls += known
         for row, tls_ns in self._operations.tls_contexts.items():
             calls[place_of[row]] -= tls_ns
         cpu, run_queue = self._cpu.read()[by_route], self._run_queue.read()[by_route]
-        lens_known = (cpu >= 0) & (run_queue >= 0)
+        measured = (cpu >= 0) & (run_queue >= 0)
+        lens_known = None if measured.all() else measured
         # Two clocks: of a thread that never slept, the difference can be a few µs below 0.
         blocked = np.maximum(wall - cpu - run_queue, 0)
         calls = np.minimum(calls, blocked)
@@ -275,7 +278,7 @@ class BreakdownBuilder:
             ),
             first_ns=self._first_ns if self._count else None,
             last_ns=self._last_ns if self._count else None,
-            workers=self._build_workers(self._worker.read()[by_route], busy),
+            workers=self._build_workers(self._worker.read()[by_route], around + wall),
             hop_transports=count_marks(
                 [(mark, count) for mark, count in marks if mark.has_worker], lambda mark: mark.transport
             ),

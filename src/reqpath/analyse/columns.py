@@ -30,6 +30,17 @@ def to_floats(values: Sequence[int | None]) -> FloatArray:
         return np.array(values, np.float64)
 
 
+def order_stably(values: IntArray) -> npt.NDArray[np.int64]:
+    """Return the rows in the order of their values, which are not negative; equal ones as they are."""
+    bits = len(values).bit_length()
+    if not len(values) or int(values.max()) >> (63 - bits):
+        return np.argsort(values, kind="stable")
+    # With its row below it each value is another, and plain numbers are sorted in a tenth of the time.
+    keys = (values.astype(np.int64) << bits) + np.arange(len(values))
+    keys.sort()
+    return keys & ((1 << bits) - 1)
+
+
 class Column:
     """One column, which grows by chunks."""
 

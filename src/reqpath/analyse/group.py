@@ -120,10 +120,11 @@ class GroupBuilder:
             )
         )
 
-    def take_lens(self, name: str, values: IntArray, known: npt.NDArray[np.bool_]) -> None:
-        """Take a part of the worker's time, ns, and in which requests it is known."""
+    def take_lens(self, name: str, values: IntArray, known: npt.NDArray[np.bool_] | None) -> None:
+        """Take a part of the worker's time, ns, and in which requests it is known, None: in all."""
         own, median, slowest = (
-            values[rows][known[rows]] for rows in (self._rows, self._median, self._slowest)
+            values[rows] if known is None else values[rows][known[rows]]
+            for rows in (self._rows, self._median, self._slowest)
         )
         self._lens_known = len(own)
         self._lens.append(
