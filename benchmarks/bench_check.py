@@ -42,8 +42,8 @@ WORKLOAD: Final = "point-query"
 SEGMENT: Final = "mysql.query"
 #: What is planted; the first has to be found, the second may be told to be too small.
 PLANTED_US: Final = (300, 30)
-#: By how much an interval may miss what is planted: a processor that computes meanwhile does not fall asleep,
-#: so the rest can become a little faster; and one that is taken away computes longer.
+#: By how much an interval may miss what is planted: a processor that is awake meanwhile does the rest a bit
+#: faster, and one that has more to do keeps other requests waiting.
 SLACK_NS: Final = 5_000
 #: Of ten comparisons of a set-up with itself.
 MOST_DIFFERENT: Final = 1
@@ -339,7 +339,7 @@ def aa(*, repetitions: int, blocks: int, seconds: float, warm_up: float, load: f
 
 
 @main.command()
-@common(12, 6.0, 0.15, "check-planted.json")
+@common(12, 6.0, 0.2, "check-planted.json")
 def planted(*, blocks: int, seconds: float, warm_up: float, load: float, seed: int, output: str,
             keep: str | None) -> None:  # fmt: skip
     """Plant a known delay in each query of a cell, and have it found."""

@@ -1,7 +1,7 @@
 """Plants a known time in each query, so that a benchmark can be checked against what it has to find.
 
-`WORKLOADS_PLANTED_NS` is computed between the arrival of the database's reply and its reading. With 0 all the
-rest is done too, so that two set-ups differ by just that time.
+`WORKLOADS_PLANTED_NS` passes between the arrival of the database's reply and its reading. With 0 all the rest
+is done too, so that two set-ups differ by just that time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any
 
 from pymysql.connections import Connection
 
+#: The end of it is waited for awake: a sleeper wakes up late, by as much as 100 µs. Before that it sleeps, as a
+#: processor that is awake all the while is missed by other requests.
+AWAKE_NS = 100_000
+
 
 def plant() -> None:
     """Plant what the environment says, if anything; reqpath's hooks have to come after it, around it."""
@@ -20,12 +24,15 @@ def plant() -> None:
     if planted is None:
         return
     planted_ns = int(planted)
+    asleep_s = max(0, planted_ns - AWAKE_NS) / 1e9
     read_query_result = Connection._read_query_result  # type: ignore[attr-defined]  # not in its stubs
 
     def read_late(connection: Any, unbuffered: bool = False) -> Any:
-        # What is computed while the reply is on its way would take no time more.
+        # What passes while the reply is on its way would take no time more.
         select.select([connection._sock], [], [])
         end_ns = time.perf_counter_ns() + planted_ns
+        if asleep_s:
+            time.sleep(asleep_s)
         while time.perf_counter_ns() < end_ns:
             pass
         return read_query_result(connection, unbuffered)
