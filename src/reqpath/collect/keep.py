@@ -24,7 +24,7 @@ from reqpath.path import METHODS, RequestPath
 
 SECOND_NS: Final = 1_000_000_000
 
-#: Routes whose latencies are remembered; beyond, the one that was unused longest is forgotten. At most 8 KB
+#: Routes whose latencies are remembered; beyond, the one that was unused longest is forgotten. At most 10 KB
 #: each.
 MAX_ROUTES: Final = 1_000
 #: The quantile that a path must exceed to be slow for its route.
@@ -33,7 +33,7 @@ QUANTILE: Final = 0.99
 MIN_PATHS: Final = 128
 #: The quantile is of a route's latest `GENERATION` to twice as many paths.
 GENERATION: Final = 1_024
-#: Paths between two computations of a route's quantile.
+#: Paths between two computations of a route's quantile; a part of a generation.
 _REFRESH: Final = 64
 #: The client went away, or the server failed.
 _FAILURES: Final = frozenset((499, *range(500, 1000)))
@@ -46,24 +46,33 @@ class RecentLatencies:
     has `GENERATION` values it becomes the older one, which is forgotten.
     """
 
-    __slots__ = ("_count", "_older", "_younger", "bound_ns")
+    __slots__ = ("_count", "_older", "_uncounted", "_younger", "bound_ns")
 
     def __init__(self) -> None:
         self._older: dict[int, int] = {}
         self._younger: dict[int, int] = {}
         self._count = 0
+        #: The latest values, counted `_REFRESH` at a time.
+        self._uncounted: list[int] = []
         #: At least `QUANTILE` of the values that it was computed of are not above; None: too few values.
         self.bound_ns: int | None = None
 
     def add(self, value_ns: int) -> None:
-        """Count a value, 0 or more."""
-        shift = max(0, value_ns.bit_length() - 5)
-        # The value's five leading bits, and how many follow: `_bucket_end` is the way back.
-        bucket = (shift << 5) | (value_ns >> shift)
+        """Take a value, 0 or more."""
+        self._uncounted.append(value_ns)
+        if len(self._uncounted) == _REFRESH:
+            self._count_values()
+
+    def _count_values(self) -> None:
         younger = self._younger
-        younger[bucket] = younger.get(bucket, 0) + 1
-        self._count += 1
-        if self._count % _REFRESH == 0 and (self._older or self._count >= MIN_PATHS):
+        for value_ns in self._uncounted:
+            shift = max(0, value_ns.bit_length() - 5)
+            # The value's five leading bits, and how many follow: `_bucket_end_ns` is the way back.
+            bucket = (shift << 5) | (value_ns >> shift)
+            younger[bucket] = younger.get(bucket, 0) + 1
+        self._uncounted.clear()
+        self._count += _REFRESH
+        if self._older or self._count >= MIN_PATHS:
             self._refresh()
         if self._count == GENERATION:
             self._older, self._younger, self._count = younger, {}, 0
