@@ -21,6 +21,8 @@ from reqpath.record import Attempt, NginxRecord, WorkerRecord
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+#: When a request began, was passed on, accepted and parsed, reached the app, was closed, and ended.
+Stamps = tuple[int, int, int, int, int, int, int]
 #: Of one request, or of many.
 Ns = TypeVar("Ns", int, "npt.NDArray[Any]")
 
@@ -240,7 +242,7 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
     stamps = read_in_order(worker, nginx)
     if stamps is None or nginx is None:
         return None
-    start_ns, *_, closed_ns, end_ns = stamps
+    start_ns, _, _, _, _, closed_ns, end_ns = stamps
     total_ns = end_ns - start_ns
     segments = split_in_order(stamps, worker.exclusive_ns)
     # As Timing(…) does it, without its detour through bytecode: this runs for most requests of a report.
@@ -260,7 +262,7 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
     )
 
 
-def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> tuple[int, ...] | None:
+def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> Stamps | None:
     """Return a request's seven stamps if all are there, one upstream was tried, and they follow one another.
 
     nginx's end, the last, may come before the closing by as much as nginx rounds: stock nginx nearly always

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from statistics import mean
 
 import pytest
@@ -143,6 +144,24 @@ def test_the_tls_context_of_a_connect_is_no_wait() -> None:
     ]
     lens = build_breakdown([make_path(), path]).whole.lens
     assert {part.name: part.slowest_ns for part in lens.parts}["calls"] == 600_000
+
+
+def test_what_was_added_before_an_interrupt_can_be_built() -> None:
+    path = make_path(20_000_000)
+    assert path.worker is not None
+    path.worker.operations = [Operation("connect", 0, 3_000_000, phases=[("tls_context", 2_500_000)])]
+
+    def read() -> Iterator[RequestPath]:
+        yield path
+        raise KeyboardInterrupt
+
+    builder = BreakdownBuilder()
+    builder.extend([make_path()])
+    with pytest.raises(KeyboardInterrupt):
+        builder.extend(read())
+    breakdown = builder.build()
+    assert breakdown.whole.requests == 1
+    assert breakdown.whole.lens == build_breakdown([make_path()]).whole.lens
 
 
 def test_under_greenlets_there_is_no_lens() -> None:

@@ -119,7 +119,8 @@ class BreakdownBuilder:
             else:
                 batch.stamps.append(pack_stamps(*stamps))
                 batch.exclusive_ns.append(worker.exclusive_ns)
-                total_ns = stamps[-1] - stamps[0]
+                start_ns, _, _, _, _, closed_ns, end_ns = stamps
+                total_ns = end_ns - start_ns
                 key = (
                     worker.method,
                     worker.route,
@@ -128,7 +129,7 @@ class BreakdownBuilder:
                     worker.nginx_resolution_ns,
                     line.status,
                     line.resolution_ns,
-                    stamps[-1] < stamps[-2],
+                    end_ns < closed_ns,
                 )
                 found = shortcuts.get(key)
                 if found is None:
@@ -242,7 +243,9 @@ class BreakdownBuilder:
             if segment.name in _CALLS:
                 calls += known
         for row, tls_ns in self._operations.tls_contexts.items():
-            calls[place_of[row]] -= tls_ns
+            # Ctrl-C may have kept a request from being added in full.
+            if row < self._count:
+                calls[place_of[row]] -= tls_ns
         cpu, run_queue = self._cpu.read()[by_route], self._run_queue.read()[by_route]
         measured = (cpu >= 0) & (run_queue >= 0)
         lens_known = None if measured.all() else measured

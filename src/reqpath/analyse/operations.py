@@ -37,17 +37,17 @@ class OperationTable:
         """Add the operations of the request in a row; `pack` from time to time."""
         numbers = self._numbers
         append_number, append_time = self._append_number, self._append_time
-        count = 0
+        count = len(operations)
         for operation in operations:
             key = (operation.kind, operation.statement, operation.transport)
             number = numbers.get(key)
             if number is None:
                 if operation.kind == "ping":
+                    count -= 1
                     continue
                 number = self._number(key)
             append_number(number)
             append_time(operation_time_ns(operation))
-            count += 1
             if operation.error is not None:
                 self._errors[number] += 1
             if operation.phases:
