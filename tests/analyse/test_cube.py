@@ -153,3 +153,17 @@ def test_requests_that_only_one_side_knows_are_in_it() -> None:
     breakdown, cube = build(paths)
     check_sums(breakdown, cube)
     assert sum(cube.cells.requests) == 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 30, 400, 3_000])
+def test_slices_follow_on_each_other_and_have_requests(count: int) -> None:
+    breakdown, cube = build(make_shop_paths(count))
+    slices = cube.slices
+    assert [slices[0].low, *(each.high for each in slices)] == [*(each.low for each in slices), 100.0]
+    assert slices[0].low == 0.0
+    assert min(each.requests for each in slices) > 0
+    assert sum(each.requests for each in slices) == count
+    mean_ns = sum(each.requests * each.total_ns for each in slices) / count
+    assert mean_ns == pytest.approx(breakdown.whole.total.mean_ns)
+    for each in slices:
+        assert sum(each.segments_ns.values()) + each.residual_ns == pytest.approx(each.total_ns)

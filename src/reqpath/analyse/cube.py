@@ -212,8 +212,8 @@ class CubeBuilder:
         size = len(occupied)
         segments: dict[str, list[int]] = {}
         tiers = {tier: np.zeros(self._count, np.int64) for tier in TIERS}
-        bounds = [round(self._count * percentile / 100) for percentile in SLICES]
-        parts = [by_total[low:high] for low, high in pairwise(bounds)]
+        bounds = _bound_slices(self._count)
+        parts = [by_total[first:last] for (_, first), (_, last) in pairwise(bounds)]
         slice_segments: list[dict[str, float]] = [{} for _ in parts]
         for i, segment in enumerate(SEGMENTS):
             known = self._read_segment(i)
@@ -222,8 +222,7 @@ class CubeBuilder:
             tiers[segment.tier] += known
             segments[segment.name] = _sum(cell_of, known, size)
             for means, part in zip(slice_segments, parts, strict=True):
-                if len(part):
-                    means[segment.name] = int(known[part].sum()) / len(part)
+                means[segment.name] = int(known[part].sum()) / len(part)
         errors = _read(self._columns["status"]) >= 500
         tiers["residual"] = residual
         slices = tuple(
@@ -235,8 +234,9 @@ class CubeBuilder:
                 int(residual[part].sum()) / len(part),
                 means,
             )
-            for (low, high), part, means in zip(pairwise(SLICES), parts, slice_segments, strict=True)
-            if len(part)
+            for ((low, _), (high, _)), part, means in zip(
+                pairwise(bounds), parts, slice_segments, strict=True
+            )
         )
         cells = Cells(
             (occupied // grid.rows).tolist(),
@@ -383,6 +383,17 @@ class CubeBuilder:
         if len({host for _, _, host in split}) == 1:
             return [worker for worker, _, _ in split]
         return self._workers.names
+
+
+def _bound_slices(size: int) -> list[tuple[float, int]]:
+    """Return the percentiles between which there are any of `size` requests, each with its rank."""
+    bounds = [(percentile, round(size * percentile / 100)) for percentile in SLICES]
+    kept = [bounds[0]]
+    for bound in bounds[1:]:
+        if bound[1] > kept[-1][1]:
+            kept.append(bound)
+    kept[-1] = bounds[-1]
+    return kept
 
 
 def _read(column: array[int]) -> Integers:

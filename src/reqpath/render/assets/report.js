@@ -252,12 +252,21 @@
       for (const name in cells.segments_ns) row.segments_ns[name] = (row.segments_ns[name] || 0) + cells.segments_ns[name][cell];
     });
     const all = d3.sum(byRow, (row) => row.requests);
+    const ends = d3.cumsum(byRow, (row) => row.requests);
+    // A slice has requests, and not those alone of the row that the one before it has.
+    const bounds = [[0, 0]];
+    for (const percentile of PERCENTILES.slice(1)) {
+      const rank = Math.round((all * percentile) / 100);
+      if (rank > bounds.at(-1)[1]) bounds.push([percentile, rank]);
+    }
+    bounds.at(-1)[0] = 100;
+    for (let i = bounds.length - 2; i > 0; i--) {
+      const row = (rank) => d3.bisectLeft(ends, rank + 1);
+      if (row(bounds[i - 1][1]) === row(bounds[i + 1][1] - 1)) bounds.splice(i, 1);
+    }
     const slices = [];
-    for (let i = 0; i + 1 < PERCENTILES.length; i++) {
-      const low = Math.round((all * PERCENTILES[i]) / 100);
-      const high = Math.round((all * PERCENTILES[i + 1]) / 100);
-      if (high === low) continue;
-      const slice = {low: PERCENTILES[i], high: PERCENTILES[i + 1], requests: high - low, total_ns: 0, residual_ns: 0, segments_ns: {}};
+    for (const [[lowest, low], [highest, high]] of d3.pairs(bounds)) {
+      const slice = {low: lowest, high: highest, requests: high - low, total_ns: 0, residual_ns: 0, segments_ns: {}};
       let at = 0;
       for (const row of byRow) {
         const part = Math.max(0, Math.min(high, at + row.requests) - Math.max(low, at));
@@ -297,7 +306,7 @@
       const domain = slices.map(percentile);
       const band = (width - 60) / domain.length;
       const summary = slices.map((slice) => `${percentile(slice)} %: ${list.filter((each) => each.slice === percentile(slice)).map((each) => `${each.tier} ${share(each.part)}`).join(", ")}`).join("; ");
-      return plot(`share of each tier by percentile of latency: ${summary}`, {width, height: 300, marginLeft: 46, marginBottom: 62, marginTop: 22, marginRight: 4,
+      return plot(`share of each tier by percentile of latency: ${summary}`, {width: Math.min(width, 60 + 180 * slices.length), height: 300, marginLeft: 46, marginBottom: 62, marginTop: 22, marginRight: 4,
         x: {type: "band", domain, padding: 0.06, label: "percentile of latency (%), with the mean of its requests", labelAnchor: "center", labelArrow: "none", labelOffset: 58, tickSize: 0,
           tickRotate: narrow ? -35 : 0, tickFormat: (name, i) => (narrow ? name : `${name}\n${duration(slices[i].total_ns, resolution, 2)}`)},
         y: {domain: [0, 100], percent: true, label: "share of the time (%)", labelArrow: "none", ticks: 5, grid: true},
@@ -460,11 +469,14 @@
   // --- The slowest requests -----------------------------------------------------------------------------------
 
   function drawWaterfall(request) {
-    const list = request.rows.map(([label, tier, start, end, ns, fine, error], i) => ({i, tier, start, end: Math.max(end, start), ns, error,
+    const list = request.rows.map(([label, tier, start, end, ns, fine, error], i) => ({i, tier, start, end, ns, error,
       name: shorten(label.trim(), 200), indent: label.length - label.trimStart().length, tip: `${label.trim().slice(0, 300)}\n${duration(ns, fine)} from ${duration(start, request.resolution_ns)}`, text: duration(ns, fine)}));
     return (width) => {
       const left = width < 560 ? 110 : 220;
       const limit = Math.floor(left / 6.6);
+      // Wide enough to be seen.
+      const least = (3 * request.total_ns) / (width - left - 62);
+      for (const row of list) row.end = Math.max(row.end, row.start + least);
       return plot(`waterfall: ${list.map((row) => row.tip.replace("\n", ", ")).join("; ")}`, {width, height: list.length * 20 + 64, marginLeft: left, marginRight: 62, marginTop: 8, marginBottom: 40,
         x: {domain: [0, request.total_ns || 1], label: "time since the request's start", labelAnchor: "center", labelArrow: "none", ticks: width < 560 ? 3 : 6, tickFormat: (ns) => (ns ? duration(ns, 1, 2).replace(".0", "") : "0"), grid: true},
         y: {type: "band", domain: list.map((row) => row.i), padding: 0.25, axis: null}, color: {type: "identity"},
