@@ -13,7 +13,7 @@ from typing import Any
 
 from pymysql.connections import Connection
 
-#: The end of it is waited for awake: a sleeper wakes up late, by as much as 100 µs. Before that it sleeps, as a
+#: The end of it is waited for awake: a sleeper wakes up late, by as much as 100 µs. Before it sleeps, as a
 #: processor that is awake all the while is missed by other requests.
 AWAKE_NS = 100_000
 
