@@ -203,9 +203,11 @@ class BreakdownBuilder:
         total = self._total.read()
         mark_of = self._mark.read()
         counts = np.bincount(mark_of, minlength=len(self._marks)).tolist()
-        marks = [(Mark._make(mark), count) for mark, count in zip(self._marks, counts, strict=True)]
+        all_marks = [Mark._make(mark) for mark in self._marks]
+        # Some may be of an interrupted batch alone.
+        marks = [(mark, count) for mark, count in zip(all_marks, counts, strict=True) if count]
         # So narrow that numpy sorts it by radix.
-        route_of = np.array([mark.route for mark, _ in marks], np.int16)[mark_of]
+        route_of = np.array([mark.route for mark in all_marks], np.int16)[mark_of]
         del mark_of
         # Each column is put in the order of routes, so that a route is a slice of it.
         by_route = np.argsort(route_of, kind="stable")

@@ -79,7 +79,8 @@ class OperationTable:
         counts = np.bincount(self._number_of.read(), minlength=len(self._keys))
         transports: Counter[str | None] = Counter()
         for (_, _, transport), count in zip(self._keys, counts.tolist(), strict=True):
-            transports[transport] += count
+            if count:
+                transports[transport] += count
         return dict(transports)
 
     def build(self) -> tuple[StatementFigures, ...]:
@@ -99,6 +100,9 @@ class OperationTable:
         for number, ((kind, statement), count) in enumerate(
             zip(merged, np.bincount(column, minlength=len(merged)).tolist(), strict=True)
         ):
+            if not count:
+                # Of an interrupted batch.
+                continue
             part = times[start : start + count]
             start += count
             total_ns = int(part.sum(dtype=np.int64))
