@@ -10,6 +10,7 @@ from reqpath.analyse.breakdown import build_breakdown
 from reqpath.analyse.cube import MAX_COLUMNS, MAX_ROWS, MAX_SAMPLES, MAX_VALUES, Cube, CubeBuilder
 from reqpath.analyse.figures import Breakdown
 from reqpath.path import RequestPath
+from reqpath.render.page_report import render_report_page
 from reqpath.tiers import TIERS
 from tests.factories import NOW_NS, make_nginx_record, make_path, make_shop_paths, make_worker_record
 
@@ -143,6 +144,18 @@ def test_one_request_with_a_wrong_clock_does_not_squeeze_the_others(odd: str) ->
     breakdown, cube = build(paths)
     check_sums(breakdown, cube)
     assert cube.grid.columns > 20
+
+
+@pytest.mark.parametrize("instant_ns", [0, 1, 2**62, 2**63, 2**64 - 1, -(2**63)])
+@pytest.mark.parametrize("first", [True, False])
+def test_instants_out_of_any_calendar_harm_nothing(instant_ns: int, first: bool) -> None:
+    # The rest that a broken record can hold, too.
+    odd = RequestPath(make_worker_record(app_start_ns=instant_ns, status=2**63, core=-(2**63)), None, None)
+    usual = make_shop_paths(300)
+    breakdown, cube = build([odd, *usual] if first else [*usual, odd])
+    check_sums(breakdown, cube)
+    assert cube.grid.columns > 20
+    assert render_report_page(breakdown, cube)
 
 
 def test_requests_that_only_one_side_knows_are_in_it() -> None:

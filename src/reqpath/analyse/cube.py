@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,6 +50,8 @@ _WIDTHS_NS: Final = (
 _CHUNK: Final = 2_048
 #: Durations beyond, 14 years, come from a broken record.
 _LIMIT_NS: Final = 1 << 58
+#: And instants beyond the year 2116, or before 1970.
+_LAST_NS: Final = 1 << 62
 _HOUR_NS: Final = 3_600_000_000_000
 
 Integers = npt.NDArray[np.int64]
@@ -134,14 +137,13 @@ class CubeBuilder:
     """Watches request paths go by; builds the cube of them."""
 
     def __init__(self) -> None:
-        self._base_ns = 0
         self._count = 0
         self._start, self._total, self._residual = array("q"), array("q"), array("q")
         #: Those of the requests that are not in a chunk yet.
         self._rows: list[tuple[int | None, ...]] = []
         self._segments: list[npt.NDArray[np.signedinteger[Any]]] = []
         self._routes = Names(100_000, OTHERS)
-        self._columns = {name: array("i") for name in ("route", "worker", "core", "transport", "status")}
+        self._columns = {name: array("q") for name in ("route", "worker", "core", "transport", "status")}
         self._workers = Names(10_000, OTHERS)
         self._transports = Names(10, OTHERS)
         self._statements: dict[tuple[str, str | None], int] = {}
@@ -161,16 +163,14 @@ class CubeBuilder:
     def add(self, path: RequestPath) -> None:
         """Add one request."""
         timing, worker, info = path.timing, path.worker, path.info
-        if not self._count:
-            self._base_ns = timing.start_ns
-        start_ns, total_ns = timing.start_ns - self._base_ns, timing.total_ns
-        self._start.append(min(max(start_ns, -_LIMIT_NS), _LIMIT_NS))
-        self._total.append(min(total_ns, _LIMIT_NS))
-        self._residual.append(min(max(timing.residual_ns, -_LIMIT_NS), _LIMIT_NS))
+        start_ns, total_ns = _bound_instant(timing.start_ns), _bound(timing.total_ns)
+        self._start.append(start_ns)
+        self._total.append(total_ns)
+        self._residual.append(_bound(timing.residual_ns))
         self._rows.append(timing.segments)
         columns = self._columns
         columns["route"].append(self._routes.number(path.route))
-        columns["status"].append(UNKNOWN if path.status is None else path.status)
+        columns["status"].append(UNKNOWN if path.status is None else _bound(path.status))
         if info is None:
             columns["worker"].append(UNKNOWN)
         else:
@@ -180,7 +180,7 @@ class CubeBuilder:
             columns["core"].append(UNKNOWN)
             columns["transport"].append(UNKNOWN)
         else:
-            columns["core"].append(UNKNOWN if worker.core is None else worker.core)
+            columns["core"].append(UNKNOWN if worker.core is None else _bound(worker.core))
             transport = worker.transport
             columns["transport"].append(UNKNOWN if transport is None else self._transports.number(transport))
             for operation in worker.operations:
@@ -201,8 +201,8 @@ class CubeBuilder:
         """Build the cube of what was added; `breakdown` is of the same requests."""
         self._pack()
         total, start = _read(self._total), _read(self._start)
-        grid = _build_grid(start, total, self._base_ns)
-        column = np.clip((start + (self._base_ns - grid.first_ns)) // grid.width_ns, 0, grid.columns - 1)
+        grid = _build_grid(start, total)
+        column = np.clip((start - grid.first_ns) // grid.width_ns, 0, grid.columns - 1)
         row = np.clip(np.searchsorted(grid.edges_ns, total, side="right") - 1, 0, grid.rows - 1)
         occupied, cell_of = np.unique(column * grid.rows + row, return_inverse=True)
         by_total = np.argsort(total, kind="stable")
@@ -251,9 +251,9 @@ class CubeBuilder:
         index_of = {number: i for i, number in enumerate(occupied.tolist())}
         sample_cells = []
         for path in samples:
-            timing = path.timing
-            at = int(np.clip((timing.start_ns - grid.first_ns) // grid.width_ns, 0, grid.columns - 1))
-            level = int(np.searchsorted(grid.edges_ns, timing.total_ns, side="right")) - 1
+            at_ns = _bound_instant(path.timing.start_ns) - grid.first_ns
+            at = min(max(at_ns // grid.width_ns, 0), grid.columns - 1)
+            level = bisect_right(grid.edges_ns, _bound(path.timing.total_ns)) - 1
             sample_cells.append(index_of[at * grid.rows + min(max(level, 0), grid.rows - 1)])
         return Cube(
             grid,
@@ -293,7 +293,7 @@ class CubeBuilder:
             self._step_ns *= 2
             coarser: dict[tuple[int, int], tuple[int, int, RequestPath]] = {}
             for (_, level), (ns, order, each) in self._candidates.items():
-                key = ((each.timing.start_ns - self._base_ns) // self._step_ns, level)
+                key = (_bound_instant(each.timing.start_ns) // self._step_ns, level)
                 if key not in coarser or coarser[key][:2] < (ns, order):
                     coarser[key] = (ns, order, each)
             self._candidates = coarser
@@ -362,7 +362,7 @@ class CubeBuilder:
             found, number_of = np.unique(_read(self._columns[name]), return_inverse=True)
             number_of = np.where(found[number_of] < 0, UNKNOWN, number_of)
             columns[name] = (number_of.astype(np.int64), [str(value) for value in found.tolist()])
-        hours, number_of = np.unique((start + self._base_ns) // _HOUR_NS * _HOUR_NS, return_inverse=True)
+        hours, number_of = np.unique(start // _HOUR_NS * _HOUR_NS, return_inverse=True)
         columns["hour"] = (number_of.astype(np.int64), [str(hour) for hour in hours.tolist()])
         attributes = {}
         for name, (numbers, names) in columns.items():
@@ -396,19 +396,26 @@ def _bound_slices(size: int) -> list[tuple[float, int]]:
     return kept
 
 
+def _bound(ns: int) -> int:
+    return min(max(ns, -_LIMIT_NS), _LIMIT_NS)
+
+
+def _bound_instant(ns: int) -> int:
+    return min(max(ns, 0), _LAST_NS)
+
+
 def _read(column: array[int]) -> Integers:
     return np.array(column, np.int64)
 
 
-def _build_grid(start: Integers, total: Integers, base_ns: int) -> Grid:
+def _build_grid(start: Integers, total: Integers) -> Grid:
     if not len(start):
-        return Grid(base_ns, _WIDTHS_NS[0], 1, (1, 10))
+        return Grid(0, _WIDTHS_NS[0], 1, (1, 10))
     # A few requests whose clock is wrong must not press all others into one column; they go to the outermost.
     low, high = (int(value) for value in np.quantile(start, (0.002, 0.998), method="nearest"))
     first, last = int(start.min()), int(start.max())
     if last - first <= 20 * max(high - low, 1_000_000_000):
         low, high = first, last
-    low, high = base_ns + low, base_ns + high
     width_ns = next(
         (width for width in _WIDTHS_NS if high // width - low // width < MAX_COLUMNS), _WIDTHS_NS[-1]
     )
