@@ -180,3 +180,11 @@ def test_slices_follow_on_each_other_and_have_requests(count: int) -> None:
     assert mean_ns == pytest.approx(breakdown.whole.total.mean_ns)
     for each in slices:
         assert sum(each.segments_ns.values()) + each.residual_ns == pytest.approx(each.total_ns)
+
+
+def test_over_many_days_an_hour_is_that_of_each_day() -> None:
+    hour_ns = 3_600_000_000_000
+    _, cube = build([make_path(number=number, at_ns=number * hour_ns) for number in range(100)])
+    hours = cube.attributes["hour"]
+    assert [int(value) // hour_ns for value in hours.values if value is not None] == list(range(24))
+    assert sum(hours.requests) == 100

@@ -125,7 +125,8 @@ class Cube:
     routes: Pairs
     #: `requests` counts those with the statement; `count` and `time_ns` are sums over its operations.
     statements: Pairs
-    #: worker, core, transport, status, hour: those in which the requests differ.
+    #: worker, core, transport, status, hour: those in which the requests differ. An hour is the instant, ns
+    #: since the epoch, at which it begins; over many it is that of any day, UTC, ns since midnight.
     attributes: dict[str, Pairs]
     #: The slowest of each part of the grid, the slowest first.
     samples: tuple[RequestPath, ...]
@@ -362,7 +363,10 @@ class CubeBuilder:
             found, number_of = np.unique(_read(self._columns[name]), return_inverse=True)
             number_of = np.where(found[number_of] < 0, UNKNOWN, number_of)
             columns[name] = (number_of.astype(np.int64), [str(value) for value in found.tolist()])
-        hours, number_of = np.unique(start // _HOUR_NS * _HOUR_NS, return_inverse=True)
+        hour_ns = start // _HOUR_NS * _HOUR_NS
+        hours, number_of = np.unique(hour_ns, return_inverse=True)
+        if len(hours) > MAX_VALUES:
+            hours, number_of = np.unique(hour_ns % (24 * _HOUR_NS), return_inverse=True)
         columns["hour"] = (number_of.astype(np.int64), [str(hour) for hour in hours.tolist()])
         attributes = {}
         for name, (numbers, names) in columns.items():

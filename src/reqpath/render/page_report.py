@@ -80,9 +80,22 @@ def _grid_to_json(grid: Grid) -> dict[str, Any]:
         "offset_min": 0 if offset is None else round(offset.total_seconds() / 60),
         "first_ms": grid.first_ns / 1_000_000,
         "width_ms": grid.width_ns / 1_000_000,
+        "width": _format_width(grid.width_ns),
         "columns": grid.columns,
         "edges_ns": list(grid.edges_ns),
     }
+
+
+def _format_width(ns: int) -> str:
+    """Return a round duration in its largest unit: `100 ms`, `15 min`, `6 h`."""
+    units = (
+        (86_400_000_000_000, "d"),
+        (3_600_000_000_000, "h"),
+        (60_000_000_000, "min"),
+        (1_000_000_000, "s"),
+    )
+    size, unit = next(((size, unit) for size, unit in units if ns % size == 0), (1_000_000, "ms"))
+    return f"{ns // size} {unit}"
 
 
 def _pairs_to_json(pairs: Pairs) -> dict[str, Any]:

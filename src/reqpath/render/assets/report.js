@@ -148,6 +148,11 @@
     for (let base = 1000; base <= edges[rows]; base *= 10) for (const step of [1, 2, 5]) {
       if (base * step >= edges[0] && base * step <= edges[rows]) ticks.push(base * step);
     }
+    if (ticks.length < 4) {
+      for (let base = 1000; base <= edges[rows]; base *= 10) for (const step of [3, 4, 6, 7, 8, 9]) {
+        if (base * step >= edges[0] && base * step <= edges[rows]) ticks.push(base * step);
+      }
+    }
     const sparse = ticks.length > 9 ? ticks.filter((tick) => String(tick)[0] === "1") : ticks;
     const spanS = (grid.columns * grid.width_ms) / 1000;
     const timeFormat = spanS > 3 * 86400 ? "%m-%d" : spanS > 86400 ? "%m-%d %H:%M" : spanS > 600 ? "%H:%M" : spanS > 4 ? "%H:%M:%S" : "%H:%M:%S.%L";
@@ -213,7 +218,7 @@
     const clear = make("button", {class: "act onscreen", type: "button", id: "clear", on: {click: () => select(null)}}, "Show all");
     const slow = make("button", {class: "act onscreen", type: "button", id: "select-slow", on: {click: () => select(slowest(0.01))}}, "Select the slow ones");
     const strip = make("div", {class: "selection"}, status, slow, clear);
-    const scale = make("p", {class: "soft"}, `One cell is ${duration(grid.width_ms * 1e6, 1, 2).replace(".0", "")} wide; the darkest has ${count(most, "request")}, the lightest 1.`);
+    const scale = make("p", {class: "soft"}, `One cell is ${grid.width} wide; the darkest has ${count(most, "request")}, the lightest 1.`);
     page.append(section("heat", "Latency over time", "Since when is it slow, and is it all requests or some? Drag over a region to narrow everything below to its requests.",
       chart.element, scale, sliders), strip);
     onSelect((now) => {
@@ -348,7 +353,7 @@
   const valueName = {
     route: (value) => (value === null ? "(other routes)" : report.routes[value].route),
     query: (value) => (value === null ? "(other queries)" : queryName(report.statements[value])),
-    hour: (value) => { const ms = Number(value) / 1e6; return `${day(ms)} ${clock(ms).slice(0, 5)}`; },
+    hour: (value) => { const ms = Number(value) / 1e6; const hour = clock(ms).slice(0, 5); return ms < 864e5 ? `from ${hour}, each day` : `${day(ms)} ${hour}`; },
     worker: (value) => (/^\d/.test(value) ? `worker ${value}` : value), core: (value) => `core ${value}`,
   };
   const nameOf = (attribute, value) => (valueName[attribute] && (value !== null || attribute in {route: 1, query: 1}) ? valueName[attribute](value) : value === null ? "unknown or other" : String(value));
