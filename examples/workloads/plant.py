@@ -14,7 +14,7 @@ from typing import Any
 
 from pymysql.connections import Connection
 
-#: The end of it is waited for awake: a sleeper wakes up some 30 µs late. Before that it sleeps, as a processor
+#: The end of it is waited for awake, as a sleeper wakes up some 30 µs late. Before it sleeps: a processor
 #: that is awake all the while is missed by other requests.
 AWAKE_NS = 100_000
 

@@ -7,10 +7,19 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from reqpath.bench.load import Client, Observation, Pace, Plan, drive, plan_shop_traffic
+from reqpath.bench.load import (
+    Client,
+    Observation,
+    Pace,
+    Plan,
+    drive,
+    plan_shop_traffic,
+    wait_for_records,
+)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,3 +120,7 @@ def test_an_exception_in_the_caller_ends_the_traffic(address: tuple[str, int]) -
     with pytest.raises(KeyboardInterrupt):
         drive(address, plan_shop_traffic(1), Pace(clients=2), observations, on_progress=interrupt)
     assert threading.active_count() < 10
+
+
+def test_a_spool_that_no_record_has_made_yet_lacks_all_requests(tmp_path: Path) -> None:
+    assert wait_for_records(str(tmp_path / "spool"), {"a", "b"}, 0.0) == {"a", "b"}

@@ -247,15 +247,18 @@ def drive(
 def wait_for_records(spool: str, trace_ids: Set[str], deadline_s: float) -> set[str]:
     """Wait until each of these requests is in the spool, by nginx and by the worker; return the others.
 
-    A worker closes its record after nginx has answered, so either may be the last.
+    A worker closes its record after nginx has answered, so either may be the last. The first record makes
+    the spool.
     """
     missing = set(trace_ids)
     by_nginx: set[str] = set()
     by_worker: set[str] = set()
     give_up_s = time.monotonic() + deadline_s
-    reader = SpoolReader(spool)
+    reader: SpoolReader | None = None
     while True:
-        for _info, records in reader.read():
+        if reader is None and os.path.isdir(spool):
+            reader = SpoolReader(spool)
+        for _info, records in reader.read() if reader is not None else ():
             for record in records:
                 if not isinstance(record, NginxRecord):
                     by_worker.add(record.trace_id)
