@@ -6,17 +6,12 @@ is done too, so that two set-ups differ by just that time.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
 from typing import Any
 
 from pymysql.connections import Connection
-
-#: The end of it is waited for awake, as a sleeper wakes up some 30 µs late. Before it sleeps: a processor
-#: that is awake all the while is missed by other requests.
-AWAKE_NS = 100_000
 
 
 def plant() -> None:
@@ -25,19 +20,13 @@ def plant() -> None:
     if planted is None:
         return
     planted_ns = int(planted)
-    # Timers are late by this too, 50 µs by default; what is forked from here inherits it.
-    # Source: proc_pid_timerslack_ns(5).
-    with contextlib.suppress(OSError), open("/proc/self/timerslack_ns", "w", encoding="ascii") as file:
-        file.write("1")
-    asleep_s = max(0, planted_ns - AWAKE_NS) / 1e9
     read_query_result = Connection._read_query_result  # type: ignore[attr-defined]  # not in its stubs
 
     def read_late(connection: Any, unbuffered: bool = False) -> Any:
         # What passes while the reply is on its way would take no time more.
         select.select([connection._sock], [], [])
         end_ns = time.perf_counter_ns() + planted_ns
-        if asleep_s:
-            time.sleep(asleep_s)
+        # Awake: a processor that slept is slower for some 100 µs, in all that the request does next.
         while time.perf_counter_ns() < end_ns:
             pass
         return read_query_result(connection, unbuffered)
