@@ -25,11 +25,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
-from reqpath.record import Attempt, NginxRecord, Operation, WorkerRecord, WriterInfo, encode
+from reqpath.raw import FLASK_START, VIEW_END, VIEW_START, RawRecord
+from reqpath.record import Attempt, NginxRecord, WriterInfo, encode
 from reqpath.spool import SpoolReader, SpoolWriter
 from reqpath.tiers import WORKER_SEGMENTS
 
+MIDDLEWARE, QUERY, FETCH, TEMPLATE, SEND = map(
+    WORKER_SEGMENTS.index, ("flask.middleware", "mysql.query", "mysql.fetch", "flask.template", "uwsgi.send")
+)
 US = 1_000
 MS = 1_000_000
 WORKERS = 4
@@ -46,93 +51,75 @@ SESSION = "SELECT data FROM sessions WHERE id = ? AND expires > NOW()"
 FIRST_NS = 1_700_000_000_000_000_000
 
 
-def build_request(
-    rng: random.Random, worker: int, start_ns: int, span: int
-) -> tuple[WorkerRecord, NginxRecord]:
-    """Build one request's two records; `span` makes its ids unique."""
+def build_request(rng: random.Random, worker: int, start_ns: int, span: int) -> tuple[RawRecord, NginxRecord]:
+    """Build one request's two records as a worker and a collector do; `span` makes its ids unique."""
     ((route, statement, typical_ns),) = rng.choices(ROUTES, WEIGHTS)
     trace_id, span_id = f"{rng.getrandbits(128):032x}", f"{span:016x}"
-    queue_ns = int(rng.expovariate(1 / (80 * US)))
     pass_ns = start_ns + 30 * US
-    accept_ns = pass_ns + queue_ns
+    accept_ns = pass_ns + int(rng.expovariate(1 / (80 * US)))
     parsed_ns = accept_ns + 25 * US
     app_start_ns = parsed_ns + int(rng.expovariate(1 / (60 * US)))
-    operations = []
-    exclusive_ns: list[int | None] = [0] * len(WORKER_SEGMENTS)
+    # The monotonic clock's 0 is anywhere.
+    now_ns = base_ns = app_start_ns - FIRST_NS + 10**12
+    marks: list[int] = []
+    statements: list[Any] = []
 
-    def spend(segment: str, duration_ns: int) -> None:
-        index = WORKER_SEGMENTS.index(segment)
-        exclusive_ns[index] = (exclusive_ns[index] or 0) + duration_ns
-
-    now_ns = 0
-    for segment, mean_ns in (("flask.middleware", 15 * US), ("flask.framework", 90 * US)):
-        duration_ns = int(rng.gauss(mean_ns, mean_ns / 5))
-        spend(segment, duration_ns)
+    def spend(mark: int, duration_ns: int) -> None:
+        nonlocal now_ns
+        marks.extend((mark, now_ns))
         now_ns += duration_ns
-    view_start_ns = now_ns
+
+    spend(MIDDLEWARE, int(rng.gauss(15 * US, 3 * US)))
+    spend(FLASK_START, int(rng.gauss(60 * US, 12 * US)))
+    view = VIEW_START
     for text, mean_ns in ((SESSION, 130 * US), (statement, typical_ns)):
-        view_ns, query_ns = int(rng.expovariate(1 / (200 * US))), int(rng.lognormvariate(0, 0.5) * mean_ns)
-        fetch_ns = query_ns // 6
-        spend("flask.view", view_ns)
-        spend("mysql.query", query_ns)
-        spend("mysql.fetch", fetch_ns)
-        now_ns += view_ns
-        operations.append(
-            Operation(
-                "query",
-                now_ns,
-                now_ns + query_ns + fetch_ns,
-                now_ns + query_ns,
-                text,
-                rng.randrange(20),
-                None,
-                "unix",
-                "/run/mysqld/mysqld.sock",
-                None,
-                "shop",
-                connection=worker,
-                fetch_ns=fetch_ns,
-            )
-        )
-        now_ns += query_ns + fetch_ns
-    view_end_ns = now_ns
-    spend("flask.template", 400 * US)
-    spend("uwsgi.send", 20 * US)
-    now_ns += 420 * US
-    closed_ns = app_start_ns + now_ns
+        spend(view, int(rng.expovariate(1 / (200 * US))))
+        query_ns = int(rng.lognormvariate(0, 0.5) * mean_ns)
+        sent_ns = now_ns
+        spend(QUERY, query_ns)
+        spend(FETCH, query_ns // 6)
+        link = ("unix", "/run/mysqld/mysqld.sock", None, "shop", worker)
+        statements.extend((sent_ns, now_ns, text, rng.randrange(20), link))
+    spend(VIEW_START, 20 * US)
+    spend(TEMPLATE, 400 * US)
+    spend(VIEW_START, 5 * US)
+    spend(VIEW_END, 30 * US)
+    response_start_ns = now_ns
+    spend(VIEW_END, 10 * US)
+    spend(SEND, 20 * US)
+    marks.extend((SEND, now_ns))
+    closed_ns = app_start_ns + now_ns - base_ns
     end_ns = closed_ns + 90 * US
     path = route.replace("<int:item_id>", str(span % 5000)).replace("<int:customer_id>", str(span % 800))
     status = 500 if rng.random() < 0.002 else 200
-    record = WorkerRecord(
-        trace_id,
-        f"{rng.getrandbits(64):016x}",
-        span_id,
-        True,
-        0,
-        "GET",
-        path,
-        route,
-        status,
+    record = RawRecord(
         app_start_ns,
-        now_ns,
-        exclusive_ns,
-        start_ns,
-        pass_ns,
-        US,
-        accept_ns // US * US,
-        parsed_ns // US * US,
-        15 * US,
-        view_start_ns,
-        view_end_ns,
-        view_end_ns + 300 * US,
-        (now_ns - sum(operation.end_ns - operation.start_ns for operation in operations)) * 9 // 10,
-        20 * US,
-        None,
+        [
+            f"00-{trace_id}-{span_id}-01",
+            f"{start_ns // US / 1e6:.6f}",
+            f"{pass_ns // US / 1e6:.6f}",
+            str(accept_ns // US),
+            str(parsed_ns // US),
+            "GET",
+            path,
+            "",
+            "shop.example",
+            "",
+            0,
+        ],
+        marks,
+        rng.getrandbits(64),
+        0,
         "unix",
-        "shop.example",
-        None,
-        rng.randrange(500, 20_000),
-        operations,
+        0,
+        statements,
+        status=f"{status} OK",
+        route=route,
+        response_start_ns=response_start_ns,
+        response_bytes=rng.randrange(500, 20_000),
+        cpu_start_ns=base_ns,
+        cpu_end_ns=base_ns + (now_ns - base_ns) * 6 // 10,
+        run_queue_ns=None if span % 8 else 20 * US,
     )
     line = NginxRecord(
         trace_id,
@@ -183,7 +170,7 @@ def write_spool(directory: str, requests: int) -> None:
     collector = writer("nginx", None)
     lines: list[tuple[int, int, NginxRecord]] = []
 
-    def append(to: SpoolWriter, record: WorkerRecord | NginxRecord) -> None:
+    def append(to: SpoolWriter, record: RawRecord | NginxRecord) -> None:
         record.sequence = to.next_sequence()
         to.append(encode(record))
 

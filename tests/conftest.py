@@ -6,8 +6,10 @@ thread, no open descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,6 @@ from pathlib import Path
 import pytest
 from opentelemetry import context as otel_context
 
-from reqpath.clock import Clock
 from reqpath.record import Record
 from reqpath.spool import SpoolReader
 from reqpath.worker import guard
@@ -23,19 +24,45 @@ from reqpath.worker.recorder import current
 
 
 class FakeClock:
-    """A clock that stands still until it is told to go on; its three sources move together."""
+    """A clock that stands still until it is told to go on; its three sources move together.
+
+    Example::
+
+        with FakeClock().running() as clock: ...  # for all of `reqpath.worker`
+    """
 
     def __init__(self, wall_ns: int = 1_800_000_000_000_000_000) -> None:
         self.wall_ns = wall_ns
         self.monotonic_ns = 5_000
         self.cpu_ns = 70_000
-        self.clock = Clock(lambda: self.wall_ns, lambda: self.monotonic_ns, lambda: self.cpu_ns)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[FakeClock]:
+        """Have the worker read this clock."""
+        with worker_clocks(
+            time_ns=lambda: self.wall_ns,
+            monotonic_ns=lambda: self.monotonic_ns,
+            thread_time_ns=lambda: self.cpu_ns,
+        ):
+            yield self
 
     def advance(self, duration_ns: int) -> None:
         """Let time pass, all of it spent on the CPU."""
         self.wall_ns += duration_ns
         self.monotonic_ns += duration_ns
         self.cpu_ns += duration_ns
+
+
+@contextlib.contextmanager
+def worker_clocks(**clocks: Callable[[], int]) -> Iterator[None]:
+    """Have the worker's modules read other clocks than those of `time`, by the names of its functions."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("reqpath.worker.")]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            for name, clock in clocks.items():
+                if hasattr(module, name):
+                    patch.setattr(module, name, clock)
+        yield
 
 
 def _descriptors() -> dict[str, str]:
@@ -87,9 +114,10 @@ def spool(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def fake_clock() -> FakeClock:
-    """Return a clock that the test moves."""
-    return FakeClock()
+def fake_clock() -> Iterator[FakeClock]:
+    """Return the worker's clock, which the test moves."""
+    with FakeClock().running() as clock:
+        yield clock
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reqpath.errors import SpoolError
-from reqpath.record import Record, WriterInfo, encode
+from reqpath.record import FORMAT_VERSION, Record, WriterInfo, encode
 from reqpath.spool import (
     EVICTED,
     MAGIC,
@@ -150,7 +150,7 @@ def test_a_foreign_file_is_named_and_the_others_are_read(
 
 def test_a_file_of_a_newer_format_says_what_to_do(spool: str, writer: SpoolWriter) -> None:
     write(writer)
-    info = encode(make_writer_info(format_version=2, reqpath_version="9.0"))
+    info = encode(make_writer_info(format_version=FORMAT_VERSION + 1, reqpath_version="9.0"))
     Path(spool, "newer.rqp").write_bytes(MAGIC + len(info).to_bytes(4, "little") + info)
     reader = SpoolReader(spool)
     assert len(list(reader.read())) == 1
@@ -327,7 +327,7 @@ def test_a_writer_whose_file_was_evicted_starts_another(
     write(writer)
     (path,) = spool_files(spool)
     os.unlink(path)
-    writer._process.seen_ns -= 2_000_000_000  # it was idle for two seconds
+    writer._process.look_at_ns -= 2_000_000_000  # it was idle for two seconds
     assert write(writer, 2) == [True, True]
     assert [record.sequence for record in read_records(spool)] == [1, 2]
 
@@ -408,7 +408,7 @@ def test_a_full_disk_drops_and_counts_and_recovers(tmp_path: Path) -> None:
         ballast = disk / "ballast"
         for path in spool_files(spool):
             os.unlink(path)
-        writer._process.seen_ns = 0
+        writer._process.look_at_ns = 0
         assert write(writer, 3) == [True] * 3
         reader = SpoolReader(spool)
         assert [record.sequence for _, records in reader.read() for record in records] == [500, 501, 502]

@@ -31,6 +31,7 @@ from tests.collect.conformance_app import REQUESTS, SPAN_ID, STATEMENTS, TRACE_I
 from tests.collect.lines import build_line
 from tests.factories import make_path, make_writer_info
 from tests.traces.spans import read_back
+from tests.worker.recorders import read
 from tests.worker.test_pymysql import _request
 
 ReadRecords = Callable[[str], list[Record]]
@@ -393,7 +394,7 @@ def test_a_statements_span_differs_from_opentelemetrys_only_as_listed(
     with _request() as recorder:
         statement.run(connection)
     # PyMySQL puts all sets of values into one INSERT.
-    (operation,) = recorder.record.operations
+    (operation,) = read(recorder).operations
     spans = read_back(build_spans(make_path(operations=[operation])))
     (span,) = (span for span in spans if span.attributes[names.ROLE] == names.OPERATION)
     found = find_differences(theirs["statements"][number], find_aspects(describe(span)))

@@ -35,7 +35,7 @@ from reqpath.servers.deployment import find_perl_module, find_program
 from reqpath.servers.process import find_free_port, is_listening, start_process
 from reqpath.settings import Settings
 from reqpath.spool import SpoolReader
-from reqpath.worker.stamps import parse_nginx_stamp, parse_request_start, parse_traceparent
+from reqpath.stamps import parse_nginx_stamp, parse_request_start, parse_traceparent
 
 pytestmark = pytest.mark.live
 

@@ -15,7 +15,7 @@ from reqpath.worker import jinja
 from reqpath.worker import recorder as segments
 from reqpath.worker.recorder import RequestRecorder
 from tests.conftest import FakeClock
-from tests.worker.test_recorder import make_recorder
+from tests.worker.recorders import make_recorder, read
 
 MS = 1_000_000
 
@@ -28,7 +28,7 @@ def hooked() -> None:
 @pytest.fixture
 def request_in_view(fake_clock: FakeClock) -> Iterator[RequestRecorder]:
     """A request whose view is running."""
-    recorder = make_recorder(fake_clock)
+    recorder = make_recorder()
     recorder.enter(segments.VIEW)
     yield recorder
     recorder.leave()
@@ -47,7 +47,9 @@ def slow(fake_clock: FakeClock) -> Callable[[], str]:
 
 def times(recorder: RequestRecorder) -> dict[str, int]:
     recorder.switch(recorder.segment)
-    return {name: value for name, value in zip(WORKER_SEGMENTS, recorder.exclusive_ns, strict=True) if value}
+    return {
+        name: value for name, value in zip(WORKER_SEGMENTS, read(recorder).exclusive_ns, strict=True) if value
+    }
 
 
 def test_rendering_takes_its_time_from_the_view(

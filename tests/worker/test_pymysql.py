@@ -27,11 +27,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import SpanKind
 
-from reqpath.record import Operation, Transport, WorkerRecord, decode_record, encode
+from reqpath.raw import NO_FIRST_PACKETS
+from reqpath.record import Operation, Transport
 from reqpath.servers.database import Database, find_database_server, start_database
 from reqpath.servers.process import find_free_port
 from reqpath.settings import Settings
-from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import pymysql as hooks
 from reqpath.worker.recorder import (
     COMMIT,
@@ -42,6 +42,8 @@ from reqpath.worker.recorder import (
     RequestRecorder,
     current,
 )
+from tests.conftest import worker_clocks
+from tests.worker.recorders import make_recorder, read
 
 # --- what the tests stand on ------------------------------------------------------------------------------
 
@@ -75,31 +77,28 @@ def driver(plain: ModuleType, faults: dict[str, int]) -> Iterator[ModuleType]:
 
 
 @contextlib.contextmanager
-def _request(monotonic_ns: Callable[[], int] = time.perf_counter_ns) -> Iterator[RequestRecorder]:
+def _request(monotonic_ns: Callable[[], int] = time.monotonic_ns) -> Iterator[RequestRecorder]:
     """Make a request current; its segments must add up to its time."""
-    record = WorkerRecord(
-        "1" * 32, "2" * 16, "", True, 0, "GET", "/", None, None, 0, None, [0] * len(WORKER_SEGMENTS)
-    )
-    now_ns = monotonic_ns()
-    recorder = RequestRecorder(record, [VIEW, now_ns], now_ns, monotonic_ns, 500, threading.get_ident())
-    token = current.set(recorder)
-    try:
-        yield recorder
-    finally:
-        current.reset(token)
-    assert recorder.segment == VIEW
-    recorder.switch(VIEW)
-    assert sum(recorder.exclusive_ns) == recorder.last_ns - recorder.base_ns
-    assert decode_record(encode(record)) == record
+    with worker_clocks(monotonic_ns=monotonic_ns):
+        unmeasured = 0 if hooks.sees_first_packets() else NO_FIRST_PACKETS
+        recorder = make_recorder(segment=VIEW, unmeasured=unmeasured)
+        token = current.set(recorder)
+        try:
+            yield recorder
+        finally:
+            current.reset(token)
+        assert recorder.segment == VIEW
+        recorder.switch(VIEW)
+    assert sum(filter(None, read(recorder).exclusive_ns)) == recorder.last_ns - recorder.base_ns
     recorder.finished = True
 
 
 def _shown(recorder: RequestRecorder) -> list[tuple[str, str | None]]:
-    return [(operation.kind, operation.statement) for operation in recorder.record.operations]
+    return [(operation.kind, operation.statement) for operation in read(recorder).operations]
 
 
 def _only(recorder: RequestRecorder) -> Operation:
-    (operation,) = recorder.record.operations
+    (operation,) = read(recorder).operations
     return operation
 
 
@@ -163,9 +162,9 @@ def test_sent_to_first_packet_is_query_and_the_rest_is_fetch(driver: ModuleType)
 
     operation = _only(recorder)
     # A packet is two reads: its header and its payload. There are six.
-    assert recorder.exclusive_ns[QUERY] == 7 + 200
-    assert recorder.exclusive_ns[FETCH] == 1_000
-    assert recorder.exclusive_ns[VIEW] == 0
+    assert read(recorder).exclusive_ns[QUERY] == 7 + 200
+    assert read(recorder).exclusive_ns[FETCH] == 1_000
+    assert read(recorder).exclusive_ns[VIEW] == 0
     assert (operation.start_ns, operation.first_byte_ns, operation.end_ns) == (0, 207, 1207)
     assert operation.fetch_ns == 1_000
     assert operation.statement == "SELECT a FROM t WHERE b = %s"
@@ -190,9 +189,9 @@ def test_an_unbuffered_read_is_fetch_and_ends_with_its_last_row(driver: ModuleTy
 
     operation = _only(recorder)
     assert [first, *rest] == [(17,), (18,)]
-    assert recorder.exclusive_ns[VIEW] == 100_000
-    assert recorder.exclusive_ns[QUERY] == 207
-    assert recorder.exclusive_ns[FETCH] == 1_000 == operation.fetch_ns
+    assert read(recorder).exclusive_ns[VIEW] == 100_000
+    assert read(recorder).exclusive_ns[QUERY] == 207
+    assert read(recorder).exclusive_ns[FETCH] == 1_000 == operation.fetch_ns
     assert operation.rows == 2
     assert operation.end_ns == 51_207
 
@@ -219,7 +218,7 @@ def test_a_statement_with_a_span_of_the_apps_own_sdk_has_its_id(driver: ModuleTy
         connection.cursor().executemany("UPDATE t SET a = %s", [(1,), (2,)])
 
     first, second = _ids(memory)
-    assert [operation.app_span_id for operation in recorder.record.operations] == [first, second, second]
+    assert [operation.app_span_id for operation in read(recorder).operations] == [first, second, second]
 
 
 def test_a_failed_statement_with_a_span_of_the_apps_own_sdk_has_its_id(driver: ModuleType) -> None:
@@ -270,9 +269,9 @@ def test_making_many_dicts_is_fetching(driver: ModuleType) -> None:
         assert cursor.execute("SELECT a FROM t") == 20
 
     assert cursor.fetchall() == [{"a": 17}] * 20
-    assert recorder.exclusive_ns[QUERY] == 207
-    assert recorder.exclusive_ns[FETCH] == 23 * 200 + 20 * 10_000 == _only(recorder).fetch_ns
-    assert recorder.exclusive_ns[VIEW] == 0
+    assert read(recorder).exclusive_ns[QUERY] == 207
+    assert read(recorder).exclusive_ns[FETCH] == 23 * 200 + 20 * 10_000 == _only(recorder).fetch_ns
+    assert read(recorder).exclusive_ns[VIEW] == 0
 
 
 def test_an_unbuffered_read_that_is_left_has_no_rows(driver: ModuleType) -> None:
@@ -286,7 +285,7 @@ def test_an_unbuffered_read_that_is_left_has_no_rows(driver: ModuleType) -> None
 
     assert _only(recorder).rows is None
     # Closing reads what is left.
-    assert recorder.exclusive_ns[FETCH] == 1_000
+    assert read(recorder).exclusive_ns[FETCH] == 1_000
 
 
 def test_the_servers_error_is_named_without_its_message(driver: ModuleType) -> None:
@@ -350,9 +349,9 @@ def test_commit_and_rollback_have_their_segment_and_a_ping_is_no_query(driver: M
         ("ping", None),
         ("query", "SET AUTOCOMMIT = ?"),
     ]
-    assert recorder.exclusive_ns[COMMIT] == 2 * 207
-    assert recorder.exclusive_ns[QUERY] == 3 * 207
-    assert recorder.exclusive_ns[FETCH] == 0
+    assert read(recorder).exclusive_ns[COMMIT] == 2 * 207
+    assert read(recorder).exclusive_ns[QUERY] == 3 * 207
+    assert read(recorder).exclusive_ns[FETCH] == 0
 
 
 def test_executemany_stays_one_statement_with_its_number_of_sets(driver: ModuleType) -> None:
@@ -365,7 +364,7 @@ def test_executemany_stays_one_statement_with_its_number_of_sets(driver: ModuleT
         cursor.executemany("INSERT INTO t (a) VALUES (%s)", [(1,)])
         cursor.execute("DELETE FROM t")
 
-    assert [(operation.statement, operation.batch_size) for operation in recorder.record.operations] == [
+    assert [(operation.statement, operation.batch_size) for operation in read(recorder).operations] == [
         ("INSERT INTO t (a, b) VALUES (%s, %s)", 2),
         ("UPDATE t SET a = %s", None),
         ("UPDATE t SET a = %s", None),
@@ -434,7 +433,7 @@ def test_another_threads_operation_is_in_no_segment(driver: ModuleType) -> None:
     assert operation.concurrent
     assert operation.statement == "SELECT ?"
     assert operation.end_ns - operation.start_ns == 1207
-    assert recorder.exclusive_ns[QUERY] == recorder.exclusive_ns[FETCH] == 0
+    assert read(recorder).exclusive_ns[QUERY] == read(recorder).exclusive_ns[FETCH] == 0
 
 
 def test_a_release_without_the_private_names_is_measured_by_the_public_ones(plain: ModuleType) -> None:
@@ -459,8 +458,8 @@ def test_a_release_without_the_private_names_is_measured_by_the_public_ones(plai
 
     operation = _only(recorder)
     assert (operation.first_byte_ns, operation.fetch_ns) == (None, None)
-    assert recorder.exclusive_ns[QUERY] == 1207
-    assert recorder.exclusive_ns[FETCH] == 0
+    assert read(recorder).exclusive_ns[QUERY] == 1207
+    assert read(recorder).exclusive_ns[FETCH] == 0
 
 
 def test_a_release_with_further_parameters_gets_them(plain: ModuleType) -> None:
@@ -484,7 +483,7 @@ def test_a_release_with_further_parameters_gets_them(plain: ModuleType) -> None:
     connection.query("SELECT 4", unbuffered=True)
 
     assert seen == [(False, None), (True, {"a": 1}), (True, None)]
-    assert len(recorder.record.operations) == 3
+    assert len(read(recorder).operations) == 3
 
 
 def test_without_pymysql_nothing_is_hooked(plain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,13 +512,13 @@ def test_a_fault_of_ours_does_not_reach_the_app(
         raise RuntimeError("ours")
 
     cursor = _Replay(_TWO_ROWS).connected(driver).cursor()
-    monkeypatch.setattr(hooks, "Operation", fail)
+    monkeypatch.setattr(hooks, "RawOperation", fail)
     monkeypatch.setattr(hooks, "keep_statement", fail)
 
     with _request() as recorder:
         assert cursor.execute("SELECT 1") == 2
 
-    assert recorder.record.operations == []
+    assert read(recorder).operations == []
     assert faults == {"recording a database operation": 1, "reading a statement": 1}
     faults.clear()
 
@@ -586,8 +585,8 @@ def test_a_connection_is_recorded_with_its_phases_and_its_true_transport(
     assert [name for name, _ns in operation.phases] == ["tls_context", "socket", "handshake", "setup"]
     duration_ns = operation.end_ns - operation.start_ns
     assert 0 < sum(ns for _name, ns in operation.phases) <= duration_ns
-    assert duration_ns <= recorder.exclusive_ns[CONNECT]
-    assert recorder.exclusive_ns[QUERY] == 0
+    assert duration_ns <= (read(recorder).exclusive_ns[CONNECT] or 0)
+    assert read(recorder).exclusive_ns[QUERY] == 0
 
 
 def test_localhost_over_tcp_is_told_as_tcp(connect: Connect) -> None:
@@ -610,7 +609,7 @@ def test_no_way_of_connecting_is_missed(driver: ModuleType, server: Database) ->
         later.close()
 
     assert _shown(recorder) == [("connect", None)] * 5
-    numbers = [operation.connection for operation in recorder.record.operations]
+    numbers = [operation.connection for operation in read(recorder).operations]
     assert len(set(numbers)) == 5
 
 
@@ -624,7 +623,7 @@ def test_a_refused_connection_is_recorded(driver: ModuleType, server: Database) 
         with pytest.raises(TypeError):
             driver.connect(colour="red")
 
-    refused, absent = recorder.record.operations
+    refused, absent = read(recorder).operations
     assert refused.error is not None
     assert refused.error.startswith("OperationalError: ")
     assert [name for name, _ns in refused.phases] == ["socket", "handshake"]
@@ -644,7 +643,7 @@ def test_queries_of_all_cursors_are_recorded(connect: Connect, driver: ModuleTyp
 
     assert rows["Cursor"] == rows["SSCursor"] == [("nut",), ("bolt",)]
     assert rows["DictCursor"] == rows["SSDictCursor"] == [{"name": "nut"}, {"name": "bolt"}]
-    operations = recorder.record.operations
+    operations = read(recorder).operations
     assert [operation.rows for operation in operations] == [2] * 4
     assert {operation.statement for operation in operations} == {
         "SELECT name FROM item WHERE id < %(id)s ORDER BY id"
@@ -654,9 +653,9 @@ def test_queries_of_all_cursors_are_recorded(connect: Connect, driver: ModuleTyp
         assert operation.first_byte_ns is not None
         assert operation.fetch_ns is not None
         assert operation.start_ns < operation.first_byte_ns < operation.end_ns
-    assert sum(operation.fetch_ns or 0 for operation in operations) == recorder.exclusive_ns[FETCH]
+    assert sum(operation.fetch_ns or 0 for operation in operations) == read(recorder).exclusive_ns[FETCH]
     waited_ns = sum((operation.first_byte_ns or 0) - operation.start_ns for operation in operations)
-    assert waited_ns == recorder.exclusive_ns[QUERY]
+    assert waited_ns == read(recorder).exclusive_ns[QUERY]
 
 
 def test_executemany_sends_as_many_statements_as_without_hooks(connect: Connect) -> None:
@@ -682,7 +681,7 @@ def test_a_batch_too_large_for_one_statement_gives_its_number_once(connect: Conn
         sets = [(i, "x" * 30) for i in range(100, 200)]
         assert cursor.executemany("INSERT INTO item (id, name) VALUES (%s, %s)", sets) == 100
 
-    operations = recorder.record.operations
+    operations = read(recorder).operations
     assert len(operations) > 1
     assert [operation.batch_size for operation in operations] == [100] + [None] * (len(operations) - 1)
     assert sum(operation.rows or 0 for operation in operations) == 100
@@ -702,7 +701,7 @@ def test_further_results_belong_to_their_statement(connect: Connect, driver: Mod
     operation = _only(recorder)
     assert operation.statement == "SELECT ?; SELECT ? UNION SELECT ?; SELECT nothing"
     assert operation.error == "OperationalError: 1054"
-    assert operation.fetch_ns == recorder.exclusive_ns[FETCH]
+    assert operation.fetch_ns == read(recorder).exclusive_ns[FETCH]
 
 
 def test_results_that_were_left_are_read_by_the_next_statement(connect: Connect, driver: ModuleType) -> None:
@@ -711,12 +710,12 @@ def test_results_that_were_left_are_read_by_the_next_statement(connect: Connect,
         connection.cursor().execute("SELECT 1; SELECT 2; SELECT 3")
         connection.cursor().execute("DO 4")
 
-    left, following = recorder.record.operations
+    left, following = read(recorder).operations
     assert following.statement == "DO ?"
     assert following.first_byte_ns == following.end_ns
     assert following.fetch_ns == 0
     assert left.end_ns <= following.end_ns
-    assert left.fetch_ns == recorder.exclusive_ns[FETCH]
+    assert left.fetch_ns == read(recorder).exclusive_ns[FETCH]
 
 
 def test_a_procedure_is_called_without_showing_its_arguments(connect: Connect) -> None:
@@ -766,7 +765,7 @@ def test_a_ping_that_connects_anew_is_a_connection_and_pings(connect: Connect) -
         "ping",
         "query",
     ]
-    operations = recorder.record.operations
+    operations = read(recorder).operations
     assert operations[0].connection != operations[2].connection == operations[-1].connection
 
 
@@ -776,7 +775,7 @@ def test_the_database_that_is_used_is_named(connect: Connect) -> None:
         connection.select_db("mysql")
         connection.query("SELECT 1")
 
-    assert [operation.namespace for operation in recorder.record.operations] == ["mysql", "mysql"]
+    assert [operation.namespace for operation in read(recorder).operations] == ["mysql", "mysql"]
 
 
 def test_a_connection_from_before_the_request_is_told_from_its_socket(connect: Connect) -> None:
@@ -852,8 +851,8 @@ def serve(seconds):
             cursor.execute("SELECT SLEEP(%s)", (seconds,))
         connection.close()
     assert _shown(recorder) == [("connect", None)] + [("query", "SELECT SLEEP(%s)")] * 3, _shown(recorder)
-    assert not any(operation.concurrent for operation in recorder.record.operations)
-    assert recorder.exclusive_ns[QUERY] > 3e9 * seconds
+    assert not any(operation.concurrent for operation in read(recorder).operations)
+    assert read(recorder).exclusive_ns[QUERY] > 3e9 * seconds
     return True
 jobs = [gevent.spawn(serve, seconds) for seconds in (0.01, 0.02, 0.03)]
 gevent.joinall(jobs)

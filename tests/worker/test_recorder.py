@@ -7,59 +7,49 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqpath.record import Operation, SpanEvent
+from reqpath.raw import NOT_SEEN, Link, RawOperation
+from reqpath.record import SpanEvent
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import recorder as segments
 from reqpath.worker.recorder import (
     MAX_ATTRIBUTES,
     MAX_EVENTS,
     MAX_TEXT,
-    RequestRecorder,
     current,
     describe_exception,
 )
 from tests.conftest import FakeClock
-from tests.factories import make_worker_record
+from tests.worker.recorders import make_recorder, read
 
-
-def make_recorder(clock: FakeClock, max_operations: int = 500) -> RequestRecorder:
-    record = make_worker_record(exclusive_ns=[0] * len(WORKER_SEGMENTS))
-    return RequestRecorder(
-        record,
-        [segments.MIDDLEWARE, clock.monotonic_ns],
-        clock.monotonic_ns,
-        lambda: clock.monotonic_ns,
-        max_operations,
-        threading.get_ident(),
-    )
+LINK: Link = ("tcp", "db", 3306, "shop", 1)
 
 
 def test_the_time_since_the_last_switch_goes_to_the_segment_that_was_current(fake_clock: FakeClock) -> None:
-    recorder = make_recorder(fake_clock)
+    recorder = make_recorder()
     fake_clock.advance(5)
     assert recorder.switch(segments.VIEW) == segments.MIDDLEWARE
     fake_clock.advance(7)
     assert recorder.switch(segments.QUERY) == segments.VIEW
     assert recorder.last_ns == fake_clock.monotonic_ns
-    assert recorder.offset_ns() == 12
-    assert [value for value in recorder.exclusive_ns if value] == [5, 7]
+    assert recorder.last_ns - recorder.base_ns == 12
+    assert [value for value in read(recorder).exclusive_ns if value] == [5, 7]
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, len(WORKER_SEGMENTS) - 1), st.integers(0, 10**9))))
 def test_segments_add_up_to_the_time_that_went_by(steps: list[tuple[int, int]]) -> None:
-    clock = FakeClock()
-    recorder = make_recorder(clock)
     expected = [0] * len(WORKER_SEGMENTS)
-    for segment, duration_ns in steps:
-        expected[recorder.segment] += duration_ns
-        clock.advance(duration_ns)
-        recorder.switch(segment)
-    assert recorder.exclusive_ns == expected
-    assert sum(expected) == recorder.offset_ns()
+    with FakeClock().running() as clock:
+        recorder = make_recorder()
+        for segment, duration_ns in steps:
+            expected[recorder.segment] += duration_ns
+            clock.advance(duration_ns)
+            recorder.switch(segment)
+    assert read(recorder).exclusive_ns == expected
+    assert sum(expected) == clock.monotonic_ns - recorder.base_ns
 
 
 def test_a_step_makes_the_request_current_and_puts_back_what_was(fake_clock: FakeClock) -> None:
-    outer, inner = make_recorder(fake_clock), make_recorder(fake_clock)
+    outer, inner = make_recorder(), make_recorder()
     assert current.get() is None
     outer.enter(segments.VIEW)
     inner.enter(segments.APP)
@@ -72,7 +62,7 @@ def test_a_step_makes_the_request_current_and_puts_back_what_was(fake_clock: Fak
 
 
 def test_only_its_own_thread_may_switch(fake_clock: FakeClock) -> None:
-    recorder = make_recorder(fake_clock)
+    recorder = make_recorder()
     assert recorder.is_own_thread()
     seen: list[bool] = []
     thread = threading.Thread(target=lambda: seen.append(recorder.is_own_thread()))
@@ -82,13 +72,13 @@ def test_only_its_own_thread_may_switch(fake_clock: FakeClock) -> None:
 
 
 def test_what_the_app_puts_in_is_bounded(fake_clock: FakeClock) -> None:
-    recorder = make_recorder(fake_clock, max_operations=3)
+    recorder = make_recorder(max_operations=3)
     for i in range(1000):
-        recorder.add_operation(Operation("query", i, i))
-        recorder.add_event(SpanEvent(str(i), i))
-        recorder.set_attribute(str(i), i)
-    recorder.set_attribute("0", "changed")
-    record = recorder.record
+        recorder.add_operation(RawOperation(i, NOT_SEEN, i, None, None, LINK))
+        recorder.keep_event(SpanEvent(str(i), i))
+        recorder.keep_attribute(str(i), i)
+    recorder.keep_attribute("0", "changed")
+    record = read(recorder)
     assert (len(record.operations), record.dropped_operations) == (3, 997)
     assert len(record.events) == MAX_EVENTS
     assert len(record.attributes) == MAX_ATTRIBUTES
@@ -96,31 +86,32 @@ def test_what_the_app_puts_in_is_bounded(fake_clock: FakeClock) -> None:
 
 
 def test_no_two_requests_share_what_is_kept_in_them(fake_clock: FakeClock) -> None:
-    one, other = make_recorder(fake_clock), make_recorder(fake_clock)
-    one.set_attribute("a", 1)
-    one.add_event(SpanEvent("e", 1))
-    one.add_operation(Operation("query", 1, 2))
-    assert (other.record.attributes, other.record.events, other.record.operations) == ({}, [], [])
+    one, other = make_recorder(), make_recorder()
+    one.keep_attribute("a", 1)
+    one.keep_event(SpanEvent("e", 1))
+    one.add_operation(RawOperation(1, NOT_SEEN, 2, None, None, LINK))
+    assert (read(other).attributes, read(other).events, read(other).operations) == ({}, [], [])
 
 
 def test_bytes_are_counted_and_what_has_no_length_is_a_fault(
     fake_clock: FakeClock, faults: dict[str, int]
 ) -> None:
-    recorder = make_recorder(fake_clock)
+    recorder = make_recorder()
     recorder.count_bytes(b"abc")
     recorder.count_bytes(b"")
     recorder.count_bytes(b"de")
     recorder.count_bytes(None)  # type: ignore[arg-type]  # as a broken app may
-    assert recorder.record.response_bytes == 5
+    assert read(recorder).response_bytes == 5
     assert sum(faults.values()) == 1
 
 
 def test_the_first_exception_is_kept(fake_clock: FakeClock) -> None:
-    recorder = make_recorder(fake_clock)
+    recorder = make_recorder()
     recorder.fail(LookupError("first"))
     recorder.fail(ValueError("second"))
-    assert recorder.record.exception is not None
-    assert recorder.record.exception[:2] == ("LookupError", "first")
+    exception = read(recorder).exception
+    assert exception is not None
+    assert exception[:2] == ("LookupError", "first")
 
 
 def test_an_exception_is_described_within_bounds() -> None:

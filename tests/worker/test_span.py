@@ -14,17 +14,17 @@ from markupsafe import Markup
 from opentelemetry import context as otel_context
 from opentelemetry.trace import Status, StatusCode, get_current_span
 
-from reqpath.record import decode_record, encode
+from reqpath.record import encode
 from reqpath.worker.recorder import MAX_TEXT
 from reqpath.worker.span import RequestSpan, build_span_context, clean_attribute
 from tests.conftest import FakeClock
-from tests.factories import NOW_NS, make_worker_record
-from tests.worker.test_recorder import make_recorder
+from tests.factories import NOW_NS
+from tests.worker.recorders import make_recorder, read
 
 
 @pytest.fixture
 def span(fake_clock: FakeClock) -> RequestSpan:
-    return RequestSpan(make_recorder(fake_clock))
+    return make_recorder()
 
 
 class Colour(enum.IntEnum):
@@ -83,8 +83,7 @@ anything = st.recursive(
 def test_whatever_an_app_sets_makes_a_record_that_can_be_read(
     key: Any, value: Any, name: Any, timestamp: Any
 ) -> None:
-    recorder = make_recorder(FakeClock())
-    span = RequestSpan(recorder)
+    span = make_recorder()
     span.set_attribute(key, value)
     span.set_attributes({str(key): value})
     span.add_event(name, {"k": value}, timestamp)
@@ -92,7 +91,7 @@ def test_whatever_an_app_sets_makes_a_record_that_can_be_read(
     span.set_status(StatusCode.ERROR, name)
     span.record_exception(ValueError(value), {"k": value}, timestamp)
     span.end(timestamp)
-    assert decode_record(encode(recorder.record)) is not None
+    assert read(span) is not None
 
 
 def test_things_that_can_not_be_printed_are_dropped(span: RequestSpan, faults: dict[str, int]) -> None:
@@ -103,7 +102,7 @@ def test_things_that_can_not_be_printed_are_dropped(span: RequestSpan, faults: d
     span.set_attribute("k", odd)
     span.set_attributes(odd)
     span.record_exception(odd)
-    assert span._recorder.record.span_name is None
+    assert read(span).span_name is None
     assert sum(faults.values()) >= 3
 
 
@@ -113,7 +112,7 @@ def test_a_status_description_of_any_kind_makes_a_readable_record(
 ) -> None:
     """`set_status(StatusCode.ERROR, error)` is a common slip."""
     span.set_status(StatusCode.ERROR, description)
-    decoded = decode_record(encode(span._recorder.record))
+    decoded = read(span)
     assert decoded.span_status is not None
     assert decoded.span_status[0] == "ERROR"
 
@@ -129,7 +128,7 @@ def test_ok_is_final_and_unset_changes_nothing(span: RequestSpan) -> None:
         Status(StatusCode.ERROR, "c"),
     ):
         span.set_status(status)
-        seen.append(span._recorder.record.span_status)
+        seen.append(read(span).span_status)
     assert seen == [None, ("ERROR", "a"), ("ERROR", "b"), ("ERROR", "b"), ("OK", None), ("OK", None)]
 
 
@@ -138,7 +137,7 @@ def test_an_event_has_its_time_since_the_request_began(span: RequestSpan, fake_c
     span.add_event("now")
     span.add_event("then", timestamp=NOW_NS + 4)
     span.add_event("far", timestamp=10**40)
-    assert [event.time_ns for event in span._recorder.record.events] == [9, 4, 2**63 - 1]
+    assert [event.time_ns for event in read(span).events] == [9, 4, 2**63 - 1]
 
 
 def test_an_exception_is_an_event_of_opentelemetrys_form(span: RequestSpan) -> None:
@@ -146,7 +145,7 @@ def test_an_exception_is_an_event_of_opentelemetrys_form(span: RequestSpan) -> N
         raise ValueError("odd")
     except ValueError as error:
         span.record_exception(error, {"more": 1})
-    (event,) = span._recorder.record.events
+    (event,) = read(span).events
     assert event.name == "exception"
     assert event.attributes["exception.type"] == "ValueError"
     assert event.attributes["exception.message"] == "odd"
@@ -156,21 +155,21 @@ def test_an_exception_is_an_event_of_opentelemetrys_form(span: RequestSpan) -> N
 
 
 def test_after_the_end_nothing_is_taken(span: RequestSpan) -> None:
-    before = encode(span._recorder.record)
+    before = encode(read(span))
     span.end()
     assert span.is_recording(), "only the request's end is its end"
-    span._recorder.finished = True
+    span.finished = True
     assert not span.is_recording()
     span.set_attribute("a", 1)
     span.add_event("e")
     span.update_name("n")
     span.set_status(StatusCode.ERROR)
-    assert encode(span._recorder.record) == before
+    assert encode(read(span)) == before
 
 
 def test_the_ids_are_the_records(span: RequestSpan) -> None:
-    record = span._recorder.record
     context = span.get_span_context()
+    record = read(span)
     assert (context.trace_id, context.span_id) == (int(record.trace_id, 16), int(record.span_id, 16))
     assert context.trace_flags.sampled
     assert not context.is_remote
@@ -178,13 +177,13 @@ def test_the_ids_are_the_records(span: RequestSpan) -> None:
 
 
 def test_a_request_that_is_not_sampled_says_so(fake_clock: FakeClock) -> None:
-    recorder = make_recorder(fake_clock)
-    recorder.record = make_worker_record(sampled=False)
-    assert not RequestSpan(recorder).get_span_context().trace_flags.sampled
+    span = make_recorder()
+    span.record.environ[0] = f"00-{'1' * 32}-{'2' * 16}-00"
+    assert not span.get_span_context().trace_flags.sampled
 
 
 def test_the_context_holds_the_span_beside_what_was_there(fake_clock: FakeClock) -> None:
-    recorder = make_recorder(fake_clock)
+    recorder = make_recorder()
     context = build_span_context(recorder)
     assert context is not None
     assert isinstance(get_current_span(context), RequestSpan)

@@ -18,13 +18,13 @@ from jinja2 import Template
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from reqpath.clock import Clock
-from reqpath.record import Operation, Record, WorkerRecord
+from reqpath.raw import NOT_SEEN, RawOperation, read_path
+from reqpath.record import Record, WorkerRecord
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import recorder as segments
 from reqpath.worker.recorder import current
 from reqpath.worker.wsgi import ENVIRON_KEY, RequestMiddleware
-from tests.conftest import FakeClock
+from tests.conftest import FakeClock, worker_clocks
 
 MS = 1_000_000
 App = Callable[[dict[str, Any], Any], Any]
@@ -87,7 +87,7 @@ def wrap(spool: str, fake_clock: FakeClock) -> Iterator[Wrap]:
     made: list[RequestMiddleware] = []
 
     def make(app: App, **arguments: Any) -> Server:
-        middleware = RequestMiddleware(app, clock=fake_clock.clock, spool=spool, **arguments)
+        middleware = RequestMiddleware(app, spool=spool, **arguments)
         made.append(middleware)
         return Server(middleware)
 
@@ -212,7 +212,7 @@ def test_a_body_closed_before_its_first_step_is_closed_and_recorded(
 
     server = wrap(app)
     server.call().close()
-    assert [recorder.record.status for recorder in closed if recorder] == [204]
+    assert [recorder.record.status for recorder in closed if recorder] == ["204 No Content"]
     assert record_of().status == 204
 
 
@@ -233,6 +233,7 @@ def test_a_server_that_never_closes_still_leaves_a_record(
     server = wrap(lambda environ, start_response: iter(hello(environ, start_response)))
     list(server.call())
     server.result = None
+    server.environ.clear()
     gc.collect()
     assert record_of().closed_offset_ns is None, "when it ended was not seen"
 
@@ -623,12 +624,12 @@ def test_the_request_is_current_in_the_apps_steps_only(wrap: Wrap) -> None:
     server = wrap(app)
     outside = otel_context.get_current()
     body = server.call()
-    record = server.environ[ENVIRON_KEY].record
+    identity = server.environ[ENVIRON_KEY].identity
     for _ in body:
         assert current.get() is None
         assert otel_context.get_current() == outside
     body.close()
-    assert seen == [(True, int(record.span_id, 16))] * 4
+    assert seen == [(True, int(identity.span_id, 16))] * 4
     assert otel_context.get_current() == outside
 
 
@@ -668,7 +669,7 @@ def test_two_bodies_sent_in_turns_keep_apart(wrap: Wrap, spool: str, read_record
         for _ in range(3):
             recorder = current.get()
             assert recorder is not None
-            yield recorder.record.path.encode()
+            yield read_path(recorder.record.environ).encode()
 
     server = wrap(app)
     first, second = server.call(PATH_INFO="/1"), server.call(PATH_INFO="/2")
@@ -686,7 +687,7 @@ def test_threads_in_parallel_make_separate_records(wrap: Wrap, spool: str, read_
         for _ in range(20):
             recorder = current.get()
             assert recorder is not None
-            assert recorder.record.path == environ["PATH_INFO"]
+            assert read_path(recorder.record.environ) == environ["PATH_INFO"]
             trace.get_current_span().set_attribute("path", environ["PATH_INFO"])
             yield b"x"
 
@@ -855,9 +856,10 @@ def test_a_clock_that_fails_at_any_point_changes_nothing(
     spool: str, faults: dict[str, int], good: int
 ) -> None:
     clock = BrokenClock(good)
-    middleware = RequestMiddleware(respond, spool=spool, clock=Clock(clock, clock, clock))
+    middleware = RequestMiddleware(respond, spool=spool)
     server = Server(middleware)
-    assert server.get() == b"wab"
+    with worker_clocks(time_ns=clock, monotonic_ns=clock, thread_time_ns=clock):
+        assert server.get() == b"wab"
     assert (server.status, server.headers) == ("200 OK", [("X", "y")])
     middleware._writer.close()
     if clock.good < 0:
@@ -867,17 +869,18 @@ def test_a_clock_that_fails_at_any_point_changes_nothing(
 @pytest.mark.parametrize(
     "broken",
     [
-        "reqpath.worker.wsgi.encode",
-        "reqpath.worker.wsgi.build_span_context",
-        "reqpath.worker.wsgi.RequestRecorder",
-        "reqpath.worker.wsgi.WorkerRecord",
-        "reqpath.worker.wsgi.read_stamps",
-        "reqpath.worker.wsgi.SpoolWriter.append",
-        "reqpath.worker.wsgi.SpoolWriter.next_sequence",
+        "reqpath.spool.writer.encode",
+        "reqpath.worker.wsgi.get_context",
+        "reqpath.worker.wsgi.RequestSpan",
+        "reqpath.worker.wsgi.RawRecord",
+        "reqpath.worker.wsgi.SpoolWriter.append_record",
+        "reqpath.worker.wsgi.RequestMiddleware._watch_body",
         "reqpath.worker.wsgi._StreamedBody",
         "reqpath.worker.wsgi.read_facts",
-        "reqpath.worker.recorder._attach",
-        "reqpath.worker.recorder._detach",
+        "reqpath.worker.wsgi.attach_context",
+        "reqpath.worker.wsgi.detach_context",
+        "reqpath.worker.recorder.attach_context",
+        "reqpath.worker.recorder.detach_context",
         "reqpath.worker.lens.RunQueueClock.read_ns",
     ],
 )
@@ -905,7 +908,7 @@ def test_whatever_breaks_inside_the_response_is_what_it_was(
     assert sum(faults.values()) >= 1
     messages = [entry.message for entry in caplog.records]
     assert len(messages) == len(set(messages)) == len(faults), "each is said once"
-    if broken.endswith("_detach"):
+    if broken.endswith("detach_context"):
         otel_context.attach(outside)  # what could not be put back
 
 
@@ -957,7 +960,9 @@ def test_thousands_of_operations_are_counted_beyond_the_bound(
         recorder = current.get()
         assert recorder is not None
         for i in range(5000):
-            recorder.add_operation(Operation("query", i, i + 1, statement="SELECT ?"))
+            recorder.add_operation(
+                RawOperation(i, NOT_SEEN, i + 1, "SELECT ?", None, (None, None, None, None, 1))
+            )
         return hello(environ, start_response)
 
     wrap(app).get()
@@ -1118,8 +1123,9 @@ def test_an_interruption_between_two_clocks_bends_no_stamp(
             fake_clock.advance(4_000_000 + left[0])
         return fake_clock.wall_ns
 
-    clock = Clock(read_wall_ns, fake_clock.clock.monotonic_ns, fake_clock.clock.thread_cpu_ns)
-    Server(RequestMiddleware(respond, spool=spool, clock=clock)).get()
+    middleware = RequestMiddleware(respond, spool=spool)
+    with worker_clocks(time_ns=read_wall_ns):
+        Server(middleware).get()
     record = record_of()
     # Where each try is interrupted, the best of them it is.
     tolerance_ns = 0 if interruptions < 5 else 4_000_095

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import msgspec
 
 from reqpath.record import Attempt, NginxRecord
-from reqpath.worker.stamps import parse_nginx_stamp, parse_seconds
+from reqpath.stamps import parse_nginx_stamp, parse_seconds
 
 
 class Rejection(StrEnum):

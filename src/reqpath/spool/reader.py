@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 import msgspec
 
 from reqpath.errors import SpoolError
+from reqpath.raw import RawRecord, complete_record
 from reqpath.record import (
     FORMAT_VERSION,
+    NginxRecord,
     Record,
+    WorkerRecord,
     WriterInfo,
     decode_info,
-    decode_record,
     finished_at_ns,
 )
 from reqpath.spool.files import FRAME_LENGTH, LENGTH_BYTES, MAGIC, MAX_FRAME_BYTES, list_files, read_evicted
 
 #: What damaged bytes raise: not msgpack, text that is not UTF-8, and lists in lists without end.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_decode_frame = msgspec.msgpack.Decoder(RawRecord | WorkerRecord | NginxRecord).decode
 
 
 @dataclass(slots=True)
@@ -188,6 +191,7 @@ class SpoolReader:
             return []
         records: list[Record] = []
         append, unpack_length = records.append, FRAME_LENGTH.unpack_from
+        writer_id = "" if cursor.info is None else cursor.info.writer_id
         position, end = 0, len(data)
         try:
             while position + LENGTH_BYTES <= end:
@@ -198,8 +202,9 @@ class SpoolReader:
                 frame_end = start + length
                 if frame_end > end:
                     break
-                try:  # noqa: SIM105 - suppress() would take a third of the loop's time
-                    append(decode_record(data[start:frame_end]))
+                try:
+                    record = _decode_frame(data[start:frame_end])
+                    append(complete_record(record, writer_id) if record.__class__ is RawRecord else record)
                 except msgspec.ValidationError:
                     # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
                     pass

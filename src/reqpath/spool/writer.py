@@ -9,6 +9,9 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from os import getpid
+from time import monotonic_ns
+from typing import Any, Final
 
 from reqpath.errors import SpoolError
 from reqpath.record import WriterInfo, encode
@@ -21,6 +24,9 @@ from reqpath.spool.files import (
     list_files,
     prepare_spool,
 )
+
+#: What a usual record is far below.
+PLAIN_BYTES: Final = 1 << 14
 
 
 class SpoolWriter:
@@ -39,8 +45,12 @@ class SpoolWriter:
         max_bytes: int,
         report: Callable[[str], None],
         retry_s: float = 1.0,
+        encode_odd: Callable[[Any], bytes] = encode,
     ) -> None:
-        """`build_info` takes the writer's id; `report` gets one message each time that the spool breaks."""
+        """`build_info` takes the writer's id; `report` gets one message each time that the spool breaks.
+
+        `encode_odd` makes what can be kept of a record that can't be encoded or has more than `PLAIN_BYTES`.
+        """
         self._directory = directory
         self._build_info = build_info
         self._max_bytes = max_bytes
@@ -48,6 +58,7 @@ class SpoolWriter:
         # Several processes fill the spool, so each looks after the bound more often than it starts a file.
         self._step_bytes = self._file_bytes // 8
         self._report = report
+        self._encode_odd = encode_odd
         self._retry_ns = int(retry_s * 1e9)
         self._process = _Process(0)
         self._processes: dict[int, _Process] = {}
@@ -64,28 +75,44 @@ class SpoolWriter:
             process = self._become_this_process()
         return next(process.sequences)
 
+    def append_record(self, record: Any) -> bool:
+        """Number a record, encode and append it; return whether it is in the spool."""
+        process = self._process
+        if process.pid != getpid():
+            process = self._become_this_process()
+        record.sequence = next(process.sequences)
+        try:
+            payload = encode(record)
+            if len(payload) > PLAIN_BYTES:
+                payload = self._encode_odd(record)
+        except (UnicodeEncodeError, TypeError, OverflowError):
+            payload = self._encode_odd(record)
+        return self.append(payload)
+
     def append(self, payload: bytes) -> bool:
         """Append one encoded record; return whether it is in the spool."""
         process = self._process
         try:
-            if len(payload) > MAX_FRAME_BYTES:
+            size = len(payload)
+            if size > MAX_FRAME_BYTES:
                 # No reader would take it, nor what follows it.
                 process.dropped += 1
                 return False
-            frame = len(payload).to_bytes(LENGTH_BYTES, "little") + payload
-            now_ns = time.monotonic_ns()
-            if process.size > process.next_look or now_ns - process.seen_ns > _LOOK_NS:
+            frame = size.to_bytes(LENGTH_BYTES, "little") + payload
+            now_ns = monotonic_ns()
+            # Where there is no whole file to go on with, the size is `_FULL`.
+            if process.size > process.next_look or now_ns > process.look_at_ns:
                 self._look_after(process, now_ns)
-            if process.fd < 0 or process.torn:
-                return self._append_alone(process, frame, now_ns)
-            written = os.write(process.fd, frame)
-            if written != len(frame):
+                if process.fd < 0 or process.torn:
+                    return self._append_alone(process, frame, now_ns)
+            size += LENGTH_BYTES
+            if os.write(process.fd, frame) != size:
                 process.torn = True
                 raise OSError(errno.ENOSPC, "No space left on device")
         except Exception as error:
             self._lose(process, error)
             return False
-        process.size += written
+        process.size += size
         return True
 
     def close(self) -> None:
@@ -119,7 +146,7 @@ class SpoolWriter:
         if not process.lock.acquire(blocking=False):
             return
         try:
-            process.seen_ns = now_ns
+            process.look_at_ns = now_ns + _LOOK_NS
             # Another process may have evicted this file, which then has no name by which to read it.
             if process.fd >= 0 and os.fstat(process.fd).st_nlink == 0:
                 process.size = _FULL
@@ -223,10 +250,10 @@ class _Process:
         "fd",
         "files",
         "lock",
+        "look_at_ns",
         "next_look",
         "path",
         "pid",
-        "seen_ns",
         "sequences",
         "size",
         "torn",
@@ -240,7 +267,7 @@ class _Process:
         self.sequences = itertools.count()
         self.lock = threading.Lock()
         self.dropped = 0
-        self.seen_ns = 0
+        self.look_at_ns = 0
         self.broken_until_ns = 0
         self.abandon_file()
 

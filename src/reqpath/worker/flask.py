@@ -7,15 +7,18 @@ originals with the same arguments and change no result.
 from __future__ import annotations
 
 import logging
-import threading
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from reqpath.errors import ConfigurationError
+from reqpath.raw import FLASK_START, VIEW_END, VIEW_START
 from reqpath.settings import Settings
 from reqpath.worker.guard import note_fault
 from reqpath.worker.jinja import timed
-from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, VIEW, current
+from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, current, get_recorder
 from reqpath.worker.wsgi import ENVIRON_KEY, RequestMiddleware
 
 if TYPE_CHECKING:
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("reqpath")
 _EXTENSION = "reqpath"
-#: Stands for functions that can't be seen, so that they are expected.
-_UNKNOWN = (None,)
 
 
 class ReqPath:
@@ -77,107 +78,88 @@ class ReqPath:
         middleware.provisional = provisional
         app.extensions[_EXTENSION] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to add a middleware
-        self._hook(app)
+        self._hook(app, innermost=middleware.is_innermost)
         return middleware
 
-    def _hook(self, app: Flask) -> None:
-        from flask import got_request_exception, request
+    def _hook(self, app: Flask, *, innermost: bool) -> None:
+        from flask import got_request_exception
 
-        # Flask may grow arguments (3.2 passes the context along), so all of them are handed on.
-        request_context = app.request_context
         dispatch_request = app.dispatch_request
-        finalize_request = app.finalize_request
-        do_teardown_appcontext = app.do_teardown_appcontext
+        get_context = _context_getter()
 
         # These run for each request, so the switches are written out.
 
-        def hooked_request_context(environ: Any, *args: Any, **kwargs: Any) -> Any:
-            recorder = current.get()
-            if (
-                recorder is not None
-                # A view may make a further context of the request's environ.
-                and (record := recorder.record).flask_start_offset_ns is None
-                and environ.get(ENVIRON_KEY) is recorder
-            ):
-                now_ns = recorder.monotonic_ns()
-                recorder.marks += (FRAMEWORK, now_ns)
-                record.flask_start_offset_ns = now_ns - recorder.base_ns
-                recorder.flask_context = context = request_context(environ, *args, **kwargs)
-                return context
-            return request_context(environ, *args, **kwargs)
-
+        # Flask may grow arguments (3.2 passes the context along), so all of them are handed on.
         def hooked_dispatch_request(*args: Any, **kwargs: Any) -> Any:
-            recorder = current.get()
-            if recorder is None or (marks := recorder.marks)[-2] != FRAMEWORK:
+            recorder = get_recorder()
+            if recorder is None or (marks := recorder.marks)[-2] != FLASK_START:
                 return dispatch_request(*args, **kwargs)
-            record = recorder.record
             try:
-                # By the context, which takes a tenth of the time of `flask.request`; it leads back to the
-                # recorder, and so is let go.
-                context, recorder.flask_context = recorder.flask_context, None
-                rule = (request if context is None else context.request).url_rule
+                rule = get_context().request.url_rule
                 if rule is not None:
-                    record.route = rule.rule
+                    recorder.record.route = rule.rule
+                marks += (VIEW_START, monotonic_ns())
             except Exception:
-                note_fault("reading the route")
-            now_ns = recorder.monotonic_ns()
-            marks += (VIEW, now_ns)
-            record.view_start_offset_ns = now_ns - recorder.base_ns
+                note_fault("the start of a view")
             try:
                 return dispatch_request(*args, **kwargs)
             finally:
-                now_ns = recorder.monotonic_ns()
-                marks += (FRAMEWORK, now_ns)
-                record.view_end_offset_ns = now_ns - recorder.base_ns
-
-        # Only where nothing between Flask and reqpath can turn a body in memory into one that is made later.
-        middleware = app.extensions[_EXTENSION]
-        is_innermost = getattr(middleware.app, "__self__", None) is app
-
-        def hooked_finalize_request(*args: Any, **kwargs: Any) -> Any:
-            response = finalize_request(*args, **kwargs)
-            recorder = current.get()
-            try:
-                if recorder is not None and is_innermost:
-                    body = response.response
-                    if type(body) is list:
-                        recorder.in_memory = middleware
-                        recorder.on_close = getattr(response, "_on_close", _UNKNOWN)
-                        try:
-                            # The one chunk that there nearly always is, `join` gives back as it is.
-                            recorder.record.response_bytes = len(b"".join(body))
-                        except TypeError:
-                            # Text, which werkzeug encodes on the way out.
-                            recorder.record.response_bytes = sum(map(len, response.iter_encoded()))
-                    else:
-                        recorder.in_memory = None
-            except Exception:
-                note_fault("reading the response")
-            return response
-
-        def hooked_do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-            try:
-                return do_teardown_appcontext(*args, **kwargs)
-            finally:
-                recorder = current.get()
-                # Before the response has started, it is an app context of the app's own within the request.
-                if (
-                    recorder is not None
-                    and recorder.marks[-2] == FRAMEWORK
-                    and recorder.record.response_start_offset_ns is not None
-                    and threading.get_ident() == recorder.owner
-                ):
-                    recorder.marks += (MIDDLEWARE, recorder.monotonic_ns())
+                try:
+                    marks += (VIEW_END, monotonic_ns())
+                except Exception:
+                    note_fault("the end of a view")
 
         def note_exception(_sender: Any, exception: BaseException, **_extra: Any) -> None:
             recorder = current.get()
             if recorder is not None:
                 recorder.fail(exception)
 
-        app.request_context = hooked_request_context  # type: ignore[method-assign]
         app.dispatch_request = hooked_dispatch_request  # type: ignore[method-assign]
-        app.finalize_request = hooked_finalize_request  # type: ignore[method-assign]
         app.update_template_context = timed(app.update_template_context)  # type: ignore[method-assign]
-        app.do_teardown_appcontext = hooked_do_teardown_appcontext  # type: ignore[method-assign]
         # Flask's signals hold their receivers weakly unless told otherwise.
         got_request_exception.connect(note_exception, app, weak=False)
+        if not innermost:
+            _hook_bounds(app)
+
+
+def _hook_bounds(app: Flask) -> None:
+    """Mark where Flask begins and ends, for an app with middleware between it and reqpath."""
+    request_context = app.request_context
+    do_teardown_appcontext = app.do_teardown_appcontext
+
+    def hooked_request_context(environ: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder = current.get()
+        # A view may make a further context of the request's environ.
+        if recorder is not None and environ.get(ENVIRON_KEY) is recorder and not recorder.is_in_flask():
+            recorder.switch(FLASK_START)
+        return request_context(environ, *args, **kwargs)
+
+    def hooked_do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+        try:
+            return do_teardown_appcontext(*args, **kwargs)
+        finally:
+            recorder = current.get()
+            # Before the response has started, it is an app context of the app's own within the request.
+            if (
+                recorder is not None
+                and recorder.segment == FRAMEWORK
+                and recorder.record.response_start_ns is not None
+                and recorder.is_own_thread()
+            ):
+                recorder.switch(MIDDLEWARE)
+
+    app.request_context = hooked_request_context  # type: ignore[method-assign]
+    app.do_teardown_appcontext = hooked_do_teardown_appcontext  # type: ignore[method-assign]
+
+
+def _context_getter() -> Callable[[], Any]:
+    """Return a function that returns what has the current request as its `request`."""
+    import flask
+    from flask import globals as context_variables
+
+    # Flask's own variable, which takes a tenth of the time of `flask.request`; 3.2 has one for both contexts.
+    for name in ("_cv_request", "_cv_app"):
+        variable = getattr(context_variables, name, None)
+        if isinstance(variable, ContextVar):
+            return variable.get
+    return lambda: flask

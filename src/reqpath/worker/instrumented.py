@@ -4,7 +4,7 @@ Where opentelemetry-instrumentation-flask makes a span of a request, reqpath mak
 reqpath's ids in the headers that its propagators read, as if a proxy had called it, and the record says which
 span the SDK made::
 
-    nginx ─► uWSGI ─► the app is called (`record.span_id`) ─► the SDK's span (`record.app_span`) ─► view, …
+    nginx ─► uWSGI ─► the app is called (`identity.span_id`) ─► the SDK's span (`notes.app_span`) ─► view, …
 
 None of this runs for a request that brings no such header to an app without such an instrumentation, and
 nothing here imports the SDK: what it is asked is what its objects have beside the API's.
@@ -26,7 +26,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from reqpath.record import AppSpan, WorkerRecord
+from reqpath.raw import read_path
+from reqpath.record import AppSpan
 from reqpath.worker.guard import note_fault
 
 if TYPE_CHECKING:
@@ -98,27 +99,29 @@ def hand_over(environ: WSGIEnvironment, recorder: RequestRecorder) -> None:
     """
     from opentelemetry import propagate
 
-    record = recorder.record
+    identity = recorder.identity
     recorder.app_environ = environ
     caller = get_current_span(propagate.extract(environ, Context(), _HEADERS)).get_span_context()
-    is_ours = not caller.is_valid or f"{caller.trace_id:032x}" == record.trace_id
+    is_ours = not caller.is_valid or f"{caller.trace_id:032x}" == identity.trace_id
     if not is_ours:
-        if record.parent_id:
+        if identity.parent_id:
             return
-        record.trace_id, record.parent_id = f"{caller.trace_id:032x}", f"{caller.span_id:016x}"
-        record.sampled = caller.trace_flags.sampled
-    decide_sampling(record)
+        identity.trace_id, identity.parent_id = f"{caller.trace_id:032x}", f"{caller.span_id:016x}"
+        identity.sampled = caller.trace_flags.sampled
+    decide_sampling(recorder)
     handed = SpanContext(
-        int(record.trace_id, 16),
-        int(record.span_id, 16),
+        int(identity.trace_id, 16),
+        int(identity.span_id, 16),
         is_remote=True,
-        trace_flags=_flags(record.sampled),
+        trace_flags=_flags(identity.sampled),
         trace_state=caller.trace_state if caller.is_valid else None,
     )
     propagate.inject(environ, set_span_in_context(NonRecordingSpan(handed), Context()), _HEADERS)
 
 
-def read_headers(environ: WSGIEnvironment, record: WorkerRecord, outer: Context, trusted: bool) -> Context:
+def read_headers(
+    environ: WSGIEnvironment, recorder: RequestRecorder, outer: Context, trusted: bool
+) -> Context:
     """Return `outer` with what the configured propagators read: baggage, and a caller's span where believed.
 
     `trusted` says that a caller's ids can be believed that came otherwise than by nginx's stamp.
@@ -127,13 +130,14 @@ def read_headers(environ: WSGIEnvironment, record: WorkerRecord, outer: Context,
 
     context = propagate.extract(environ, outer, _HEADERS)
     caller = get_current_span(context).get_span_context()
-    if trusted and not record.parent_id and caller.is_valid and caller.is_remote:
-        record.trace_id, record.parent_id = f"{caller.trace_id:032x}", f"{caller.span_id:016x}"
-        record.sampled = caller.trace_flags.sampled
+    identity = recorder.identity
+    if trusted and not identity.parent_id and caller.is_valid and caller.is_remote:
+        identity.trace_id, identity.parent_id = f"{caller.trace_id:032x}", f"{caller.span_id:016x}"
+        identity.sampled = caller.trace_flags.sampled
     return context
 
 
-def decide_sampling(record: WorkerRecord) -> bool:
+def decide_sampling(recorder: RequestRecorder) -> bool:
     """Let the SDK's sampler say whether the trace is sampled; return whether there is one that was asked.
 
     It is asked as it would be for the server's span: with the caller's word, where a caller has begun the
@@ -143,20 +147,22 @@ def decide_sampling(record: WorkerRecord) -> bool:
         sampler = getattr(get_tracer_provider(), "sampler", None)
         if sampler is None:
             return False
-        trace_id = int(record.trace_id, 16)
+        identity, environ = recorder.identity, recorder.record.environ
+        trace_id = int(identity.trace_id, 16)
+        method = environ[5] or ""
         parent = Context()
         # nginx begins a trace with 32 hex digits of which its span has the first half.
-        if record.parent_id and not record.trace_id.startswith(record.parent_id):
-            caller = SpanContext(trace_id, int(record.parent_id, 16), True, _flags(record.sampled))
+        if identity.parent_id and not identity.trace_id.startswith(identity.parent_id):
+            caller = SpanContext(trace_id, int(identity.parent_id, 16), True, _flags(identity.sampled))
             parent = set_span_in_context(NonRecordingSpan(caller), parent)
         result = sampler.should_sample(
             parent,
             trace_id,
-            record.method,
+            method,
             SpanKind.SERVER,
-            {"http.request.method": record.method, "url.path": record.path},
+            {"http.request.method": method, "url.path": read_path(environ)},
         )
-        record.sampled = result.decision.is_sampled()
+        identity.sampled = result.decision.is_sampled()
     except Exception:
         note_fault("asking OpenTelemetry's sampler")
         return False
@@ -173,24 +179,24 @@ def note_app_span(recorder: RequestRecorder) -> None:
             span = environ.get(_SPAN_KEY) or span
         if span is None:
             return
-        record = recorder.record
+        identity, app_start_ns = recorder.identity, recorder.record.app_start_ns
         context = span.get_span_context()
         start_ns = getattr(span, "start_time", None)
         if not context.is_valid:
             return
         trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
-        record.sampled = context.trace_flags.sampled
-        if record.sampled and start_ns is not None:
+        identity.sampled = context.trace_flags.sampled
+        if identity.sampled and start_ns is not None:
             end_ns = getattr(span, "end_time", None)
-            record.app_span = AppSpan(
+            recorder.notes.app_span = AppSpan(
                 trace_id,
                 span_id,
-                start_ns - record.app_start_ns,
-                None if end_ns is None else end_ns - record.app_start_ns,
+                start_ns - app_start_ns,
+                None if end_ns is None else end_ns - app_start_ns,
             )
-        elif trace_id == record.trace_id:
+        elif trace_id == identity.trace_id:
             # Nobody exports it, and the app's log lines have its id.
-            record.span_id = span_id
+            identity.span_id = span_id
     except Exception:
         note_fault("reading the app's own span")
 

@@ -6,7 +6,7 @@ they were imported. Outside a request the hooks call through. What the layer abo
     mysql.query   sent ──► first packet of the reply     Connection.query, then MySQLResult._get_descriptions
     mysql.fetch            first packet ──► decoded      … until Connection.query returns
 
-and one `record.Operation`. Hooks on private names are optional: where a release of PyMySQL has none of that
+and one `raw.RawOperation`. Hooks on private names are optional: where a release of PyMySQL has none of that
 name, the time stays in the segment of the public one, and first byte or phases are unknown.
 """
 
@@ -18,14 +18,25 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable
+from time import monotonic_ns
 from types import ModuleType
-from typing import Any, Final, Literal, TypeGuard
+from typing import Any, Final, Literal
 
-from reqpath.record import Operation, Transport
+from reqpath.raw import (
+    ASKED_FOR_FILE,
+    NOT_SEEN,
+    ONE_PACKET,
+    READ,
+    STATEMENT_ITEMS,
+    Link,
+    RawOperation,
+    find_first_byte,
+)
+from reqpath.record import Transport
 from reqpath.settings import Settings, Sql
 from reqpath.worker import instrumented
 from reqpath.worker.guard import note_fault
-from reqpath.worker.recorder import COMMIT, CONNECT, FETCH, QUERY, RequestRecorder, current
+from reqpath.worker.recorder import COMMIT, CONNECT, FETCH, QUERY, RequestRecorder, get_recorder
 from reqpath.worker.sql import MAX_CACHED, bound, keep_statement
 
 _Method = Callable[..., Any]
@@ -34,21 +45,14 @@ _Kind = Literal["connect", "query", "commit", "rollback", "ping"]
 #: The attribute of a connection that holds its `_Link`, and that of the class which holds the `_Policy`.
 _LINK: Final = "_reqpath_link"
 _POLICY: Final = "_reqpath_policy"
-#: `busy_with` of a link while the connection is opened: what runs on it is part of that.
-_OPENING: Final = "opening"
-#: `first_byte_ns` of a link: no reply yet; a reply that asked for a file, so that no fetching follows.
-_NOT_YET: Final = 0
-_ASKED_FOR_FILE: Final = -1
 #: Making the dicts of fewer rows takes less than to time it (3 µs), so it stays where the call was made.
 _MANY_ROWS: Final = 10
-#: Of all operations but a connect, whose list is its own.
-_NO_PHASES: Final[list[tuple[str, int]]] = []
-#: What PyMySQL says for the rows of an unbuffered result.
-_UNKNOWN_ROWS: Final = (1 << 64) - 1
 #: SERVER_STATUS_NO_BACKSLASH_ESCAPES. Source: MySQL's include/mysql_com.h.
 _NO_BACKSLASH_ESCAPES: Final = 512
 #: How many statements' texts are at hand; with more of them, all are looked up anew.
 _MAX_TEXTS: Final = 1024
+#: Of the statements of a request, after which they are looked at: see `RequestRecorder.fold`.
+MAX_STATEMENTS: Final = 128 * STATEMENT_ITEMS
 #: Of the strictest first.
 _STRICTNESS: Final[tuple[Sql, ...]] = ("none", "placeholders", "verbatim")
 
@@ -70,12 +74,19 @@ def install(settings: Settings) -> bool:
             _install(connections, cursors, _Policy(settings.sql))
         else:
             policy.sql = min(policy.sql, settings.sql, key=_STRICTNESS.index)
-            policy.verbatim = policy.sql == "verbatim"
-            policy.texts = {}
+            policy.texts.clear()
     except Exception:
         note_fault("hooking PyMySQL")
         return False
     return True
+
+
+def sees_first_packets() -> bool:
+    """Tell whether this release of PyMySQL shows when the first packet of a reply has been read."""
+    from pymysql.connections import Connection
+
+    policy: _Policy = getattr(Connection, _POLICY)
+    return policy.sees_first_packets
 
 
 def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> None:
@@ -85,7 +96,7 @@ def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> N
     # Raises for a PyMySQL without these, before anything is hooked.
     query, connect, execute = connection.query, connection.connect, cursor.execute
 
-    policy.sees_first_byte = _replace(result, "_get_descriptions", _hook_first_packet)
+    policy.sees_first_packets = _replace(result, "_get_descriptions", _hook_first_packet)
     _replace(result, "_read_load_local_packet", _hook_file_request)
     _replace(result, "_finish_unbuffered_query", _hook_reading)
     policy.sees_phases = all(
@@ -127,7 +138,7 @@ def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> N
     _replace(unbuffered_cursor, "fetchmany", functools.partial(_hook_reading, reads_rows=True))
     _replace(unbuffered_cursor, "fetchall", functools.partial(_hook_reading, reads_rows=True))
     # So that reading it from a connection without one raises nothing.
-    setattr(connection, _LINK, None)
+    setattr(connection, _LINK, _NO_LINK)
     setattr(connection, _POLICY, policy)
 
 
@@ -164,14 +175,13 @@ def _adapt(original: _Method, parameters: tuple[str, ...], hook: Callable[[_Meth
 class _Policy:
     """What the hooks keep, and what they can see in this release of PyMySQL."""
 
-    __slots__ = ("sees_first_byte", "sees_phases", "sql", "texts", "verbatim")
+    __slots__ = ("sees_first_packets", "sees_phases", "sql", "texts")
 
     def __init__(self, sql: Sql) -> None:
         self.sql = sql
-        self.verbatim = sql == "verbatim"
-        self.sees_first_byte = False
+        self.sees_first_packets = False
         self.sees_phases = False
-        #: What is kept of the statements seen, by what a hook was given; of one setting of `sql`.
+        #: What is kept of the statements seen, by what `execute` was given; of one setting of `sql`.
         self.texts: dict[object, str | None] = {}
 
 
@@ -179,52 +189,43 @@ class _Link:
     """What the hooks know of one connection; it is kept on it. Instants are monotonic ns, 0 is not yet."""
 
     __slots__ = (
-        "address",
         "batch_size",
         "batch_statement",
         "batch_total",
-        "busy_with",
-        "first_byte_ns",
+        "counted",
+        "described",
         "greeted_ns",
         "handshaken_ns",
-        "monotonic_ns",
-        "namespace",
+        "marks",
         "number",
-        "operation",
-        "port",
-        "request_ns",
         "rows",
         "socket_ns",
         "start_ns",
         "statement",
         "tls_ns",
         "traced",
-        "transport",
+        "unusual",
     )
 
     def __init__(self) -> None:
         self.number = _number_connection()
         #: The app's own instrumentation may make spans of what is executed.
         self.traced = instrumented.traces_databases()
-        self.transport: Transport | None = None
-        self.address: str | None = None
-        self.port: int | None = None
-        self.namespace: str | None = None
-        #: The request whose operation is under way, and with it all that it calls; or `_OPENING`.
-        self.busy_with: RequestRecorder | str | None = None
-        self.first_byte_ns = _NOT_YET
+        self.described: Link = (None, None, None, None, self.number)
+        #: Those of the request whose operation is under way, and with it all that it calls.
+        self.marks: list[int] | _Sink | None = None
         #: What `Cursor.execute` was given, for the `Connection.query` inside it, and how many sets it holds.
-        self.statement: object = None
+        self.statement: Any = None
         self.batch_size: int | None = None
         #: What `Cursor.executemany` was given, for the `execute` inside it.
-        self.batch_statement: object = None
+        self.batch_statement: Any = None
         self.batch_total: int | None = None
-        #: The latest operation and the request it is of, as its start, for what is read of the reply later.
-        self.operation: Operation | None = None
-        self.request_ns = 0
+        #: Whose rows are counted, and how many there were.
+        self.counted: RawOperation | None = None
         self.rows = 0
+        #: More is to be noted of what is executed than of most.
+        self.unusual = self.traced
         # Of the opening.
-        self.monotonic_ns: Callable[[], int] | None = None
         self.start_ns = 0
         self.tls_ns = 0
         self.socket_ns = 0
@@ -232,91 +233,76 @@ class _Link:
         self.handshaken_ns = 0
 
 
+class _Sink:
+    """Stands for the marks while a connection is opened: what runs on it is part of that."""
+
+    def __iadd__(self, more: tuple[int, int]) -> _Sink:
+        return self
+
+
+class _NoLink:
+    """Stands for the link of a connection that has none; nothing can be put into it."""
+
+    __slots__ = ()
+    marks = _Sink()
+
+
+_SINK: Final = _Sink()
+_NO_LINK: Final = _NoLink()
+
+
 # --- commands ---------------------------------------------------------------------------------------------
 
 
 def _hook_query(original: _Method, policy: _Policy) -> _Method:
     """Time `Connection.query`, by which all statements go."""
+    texts = policy.texts
 
     # The hook that runs many times in a request: what it needs is written out, since a call costs as much as
     # what is in it.
     @functools.wraps(original)
     def query(self: Any, sql: Any, unbuffered: Any = False) -> Any:
-        recorder = current.get()
-        if recorder is None:
-            return original(self, sql, unbuffered)
-        link: _Link | None = self._reqpath_link or _link_of(self)
-        if link is None or link.busy_with is not None:
-            return original(self, sql, unbuffered)
-        template = link.statement
-        if template is None or policy.verbatim:
-            template = sql
+        recorder = get_recorder()
+        link = self._reqpath_link
+        if recorder is None or link.marks is not None:
+            link = _claim_link(self, recorder)
+            if recorder is None or link is None:
+                return original(self, sql, unbuffered)
         try:
-            statement = None if self.server_status & _NO_BACKSLASH_ESCAPES else policy.texts.get(template)
+            statement = texts.get(link.statement)
+            if statement is None or self.server_status & _NO_BACKSLASH_ESCAPES:
+                statement = _keep_text(self, link, policy, sql)
         except Exception:
-            statement = None
-        if statement is None:
-            statement = _keep_text(self, policy, template)
+            # A statement that is no text, say.
+            statement = _keep_text(self, link, policy, sql)
+        link.statement = None
         if threading.get_ident() != recorder.owner:
             return _run_beside(original, self, (sql, unbuffered), {}, "query", statement)
         try:
-            marks = recorder.marks
+            link.marks = marks = recorder.marks
             previous = marks[-2]
-            start_ns = recorder.monotonic_ns()
+            start_ns = monotonic_ns()
             marks += (QUERY, start_ns)
         except Exception:
-            note_fault("the change of a segment")
+            note_fault("the start of a statement")
+            link.marks = None
             return original(self, sql, unbuffered)
-        link.first_byte_ns = _NOT_YET
-        link.busy_with = recorder
         try:
             result = original(self, sql, unbuffered)
         except BaseException as error:
-            _end_operation(link, recorder, policy, previous, "query", start_ns, statement, error)
+            _end_operation(link, recorder, previous, "query", start_ns, statement, error)
             raise
-        link.busy_with = None
+        link.marks = None
         try:
-            end_ns = recorder.monotonic_ns()
+            end_ns = monotonic_ns()
             marks += (previous, end_ns)
-            base_ns = recorder.base_ns
-            first_byte_ns: int | None = link.first_byte_ns
-            if first_byte_ns > _NOT_YET:  # type: ignore[operator]  # None from here on
-                fetch_ns: int | None = end_ns - first_byte_ns  # type: ignore[operator]
-                first_byte_ns -= base_ns  # type: ignore[operator]
+            if link.unusual:
+                _keep_unusual(link, recorder, start_ns, end_ns, statement, result)
             else:
-                first_byte_ns, fetch_ns = _bytes_of_one_packet(link, policy, end_ns - base_ns)
-            if result.__class__ is not int or result >= _UNKNOWN_ROWS:
-                # An unbuffered result's, or not PyMySQL's.
-                result_rows = None
-                link.rows = 0
-            else:
-                result_rows = result
-            link.request_ns = base_ns
-            link.operation = operation = Operation(
-                "query",
-                start_ns - base_ns,
-                end_ns - base_ns,
-                first_byte_ns,
-                statement,
-                result_rows,
-                None,
-                link.transport,
-                link.address,
-                link.port,
-                link.namespace,
-                link.batch_size,
-                False,
-                _NO_PHASES,
-                link.number,
-                fetch_ns,
-            )
-            if link.traced:
-                operation.app_span_id = instrumented.find_database_span_id()
-            operations = recorder.record.operations
-            if len(operations) < recorder.max_operations:
-                operations.append(operation)
-            else:
-                recorder.drop_operation()
+                statements = recorder.statements
+                statements += (start_ns, end_ns, statement, result, link.described)
+                if len(statements) > MAX_STATEMENTS:
+                    recorder.fold()
         except Exception:
             note_fault("recording a database operation")
         return result
@@ -332,27 +318,27 @@ def _hook_command(
 
     @functools.wraps(original)
     def command(self: Any, *args: Any, **kwargs: Any) -> Any:
-        recorder = current.get()
+        recorder = get_recorder()
         if recorder is None:
             return original(self, *args, **kwargs)
-        link: _Link | None = self._reqpath_link or _link_of(self)
-        if link is None or link.busy_with is not None:
+        link = _claim_link(self, recorder)
+        if link is None:
             return original(self, *args, **kwargs)
         shown = None if policy.sql == "none" else statement
         if threading.get_ident() != recorder.owner:
             return _run_beside(original, self, args, kwargs, kind, shown)
         previous = recorder.switch(segment)
         start_ns = recorder.last_ns
-        link.first_byte_ns = _NOT_YET
-        link.busy_with = recorder
+        link.marks = recorder.marks
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            _end_operation(link, recorder, policy, previous, kind, start_ns, shown, error)
+            _end_operation(link, recorder, previous, kind, start_ns, shown, error)
             raise
         if selects_database:
-            link.namespace = _text_of(args[0] if args else kwargs.get("db"))
-        _end_operation(link, recorder, policy, previous, kind, start_ns, shown)
+            transport, address, port, _, number = link.described
+            link.described = transport, address, port, _text_of(args[0] if args else kwargs.get("db")), number
+        _end_operation(link, recorder, previous, kind, start_ns, shown)
         return result
 
     return command
@@ -361,7 +347,6 @@ def _hook_command(
 def _end_operation(  # noqa: PLR0917 - keywords would double the price of the call
     link: _Link,
     recorder: RequestRecorder,
-    policy: _Policy,
     previous: int,
     kind: _Kind,
     start_ns: int,
@@ -370,53 +355,49 @@ def _end_operation(  # noqa: PLR0917 - keywords would double the price of the ca
 ) -> None:
     """Go back to the segment `previous` and keep the operation: a command, or a query that failed."""
     recorder.switch(previous)
-    link.busy_with = None
+    link.marks = None
     try:
-        end_ns = recorder.last_ns
-        base_ns = recorder.base_ns
-        first_byte_ns: int | None = link.first_byte_ns
-        fetch_ns: int | None = None
-        if first_byte_ns > _NOT_YET:  # type: ignore[operator]  # None from here on
-            fetch_ns = end_ns - first_byte_ns  # type: ignore[operator]
-            first_byte_ns -= base_ns  # type: ignore[operator]
-        elif error is None or _is_from_server(error):
-            # The server's error is one packet, too.
-            first_byte_ns, fetch_ns = _bytes_of_one_packet(link, policy, end_ns - base_ns)
-            if kind != "query":
-                fetch_ns = None
-        else:
-            first_byte_ns = None
-        link.request_ns = base_ns
-        link.operation = Operation(
-            kind,
-            start_ns - base_ns,
-            end_ns - base_ns,
-            first_byte_ns,
-            statement,
-            error=None if error is None else _name_error(error),
-            transport=link.transport,
-            server_address=link.address,
-            server_port=link.port,
-            namespace=link.namespace,
-            batch_size=link.batch_size,
-            connection=link.number,
-            fetch_ns=fetch_ns,
+        recorder.add_operation(
+            _build_operation(link, recorder, kind, start_ns, recorder.last_ns, statement, error)
         )
-        if link.traced:
-            link.operation.app_span_id = instrumented.find_database_span_id()
-        recorder.add_operation(link.operation)
     except Exception:
         note_fault("recording a database operation")
 
 
-def _bytes_of_one_packet(link: _Link, policy: _Policy, end_ns: int) -> tuple[int | None, int | None]:
-    """Return first byte and fetch of a reply without rows: it is one packet, and reading it is no fetching.
+def _keep_unusual(  # noqa: PLR0917 - keywords would double the price of the call
+    link: _Link, recorder: RequestRecorder, start_ns: int, end_ns: int, statement: str | None, result: Any
+) -> None:
+    """Keep a query of which there is more to note than of most."""
+    operation = _build_operation(link, recorder, "query", start_ns, end_ns, statement, None)
+    operation.rows = result if type(result) is int and result >= 0 else None
+    recorder.add_operation(operation)
 
-    None is not known: where it asked for a file, and where this PyMySQL does not show the first packet.
-    """
-    if link.first_byte_ns == _ASKED_FOR_FILE or not policy.sees_first_byte:
-        return None, None
-    return end_ns, 0
+
+def _build_operation(  # noqa: PLR0917 - as above
+    link: _Link,
+    recorder: RequestRecorder,
+    kind: _Kind,
+    start_ns: int,
+    end_ns: int,
+    statement: str | None,
+    error: BaseException | None,
+) -> RawOperation:
+    marks = recorder.marks
+    first_byte_ns = find_first_byte(marks[::2], marks[1::2], start_ns, recorder.record.unmeasured)
+    if error is not None and first_byte_ns == ONE_PACKET and not _is_from_server(error):
+        first_byte_ns = NOT_SEEN
+    return RawOperation(
+        start_ns,
+        first_byte_ns,
+        end_ns,
+        statement,
+        None,
+        link.described,
+        kind,
+        link.batch_size,
+        None if error is None else _name_error(error),
+        app_span_id=instrumented.find_database_span_id() if link.traced else None,
+    )
 
 
 def _run_beside(  # noqa: PLR0917 - one call each from three hooks
@@ -428,10 +409,10 @@ def _run_beside(  # noqa: PLR0917 - one call each from three hooks
     statement: str | None,
 ) -> Any:
     """Run a method on another thread than the request's: an operation of it, in none of its segments."""
-    recorder = current.get()
+    recorder = get_recorder()
     if recorder is None or recorder.finished:
         return original(connection, *args, **kwargs)
-    start_ns = recorder.offset_ns()
+    start_ns = monotonic_ns()
     try:
         result = original(connection, *args, **kwargs)
     except BaseException as error:
@@ -454,18 +435,16 @@ def _keep_beside(  # noqa: PLR0917 - as above
         if link is None or recorder.finished:
             return
         recorder.add_operation(
-            Operation(
-                kind,
+            RawOperation(
                 start_ns,
-                recorder.offset_ns(),
-                statement=statement,
+                NOT_SEEN,
+                monotonic_ns(),
+                statement,
+                None,
+                link.described,
+                kind,
                 error=error,
-                transport=link.transport,
-                server_address=link.address,
-                server_port=link.port,
-                namespace=link.namespace,
                 concurrent=True,
-                connection=link.number,
                 app_span_id=instrumented.find_database_span_id() if link.traced else None,
             )
         )
@@ -482,12 +461,10 @@ def _hook_first_packet(original: _Method) -> _Method:
     @functools.wraps(original)
     def first_packet(self: Any) -> Any:
         try:
-            link: _Link | None = self.connection._reqpath_link
-            recorder: Any = None if link is None else link.busy_with
-            if recorder is not None and recorder is not _OPENING:
+            marks = self.connection._reqpath_link.marks
+            if marks is not None:
                 # A switch, as in `query`. Only the request's own thread is ever busy with a connection.
-                link.first_byte_ns = now_ns = recorder.monotonic_ns()  # type: ignore[union-attr]  # as above
-                recorder.marks += (FETCH, now_ns)
+                marks += (FETCH, monotonic_ns())
         except Exception:
             note_fault("the first packet of a reply")
         return original(self)
@@ -500,9 +477,12 @@ def _hook_file_request(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def file_request(self: Any, *args: Any, **kwargs: Any) -> Any:
-        link: _Link | None = getattr(self.connection, _LINK, None)
-        if link is not None:
-            link.first_byte_ns = _ASKED_FOR_FILE
+        try:
+            marks = self.connection._reqpath_link.marks
+            if marks is not None:
+                marks += (ASKED_FOR_FILE, monotonic_ns())
+        except Exception:
+            note_fault("a reply that asks for a file")
         return original(self, *args, **kwargs)
 
     return file_request
@@ -513,14 +493,14 @@ def _hook_row(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def row(self: Any) -> Any:
-        recorder = current.get()
+        recorder = get_recorder()
         # Inside `fetchmany` and `fetchall` the time is counted there.
         if recorder is None or recorder.segment == FETCH:
             return original(self)
-        link: _Link | None = getattr(self.connection, _LINK, None)
-        if link is None or link.busy_with is not None or not recorder.is_own_thread():
+        link = getattr(self.connection, _LINK, None)
+        if not isinstance(link, _Link) or link.marks is not None or not recorder.is_own_thread():
             return original(self)
-        previous = recorder.switch(FETCH)
+        previous = recorder.switch(READ)
         start_ns = recorder.last_ns
         try:
             values = original(self)
@@ -529,11 +509,9 @@ def _hook_row(original: _Method) -> _Method:
             _stretch(link, recorder, start_ns, error)
             raise
         recorder.switch(previous)
-        if values is not None:
-            link.rows += 1
-        _stretch(link, recorder, start_ns)
-        if values is None:
-            _note_rows(link, recorder)
+        operation = _stretch(link, recorder, start_ns)
+        if operation is not None:
+            _count_rows(link, operation, 0 if values is None else 1, are_all=values is None)
         return values
 
     return row
@@ -548,34 +526,34 @@ def _hook_reading(original: _Method, *, segment: int = FETCH, reads_rows: bool =
 
     @functools.wraps(original)
     def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
-        recorder = current.get()
+        recorder = get_recorder()
         if recorder is None:
             return original(self, *args, **kwargs)
         # A cursor and a result have the attribute, a connection has not; None is a closed or finished one.
-        link: _Link | None = getattr(getattr(self, "connection", self), _LINK, None)
-        if link is None or link.busy_with is _OPENING or not recorder.is_own_thread():
+        link = getattr(getattr(self, "connection", self), _LINK, None)
+        if not isinstance(link, _Link) or link.marks is _SINK or not recorder.is_own_thread():
             return original(self, *args, **kwargs)
-        previous = recorder.switch(segment)
+        marks = recorder.marks
+        previous = recorder.switch(READ if segment == FETCH else segment)
+        start_ns = recorder.last_ns if segment == FETCH else None
+        at = len(marks)
         # Inside a command this is the rest of the one before; the command's own reply is still to come.
-        outer = link.busy_with
-        link.busy_with = recorder
-        link.first_byte_ns = recorder.last_ns if segment == FETCH else _NOT_YET
+        outer, link.marks = link.marks, marks
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
+            link.marks = outer
+            start_ns = start_ns or _first_fetch_ns(marks, at)
             recorder.switch(previous)
-            link.busy_with = outer
-            _stretch(link, recorder, link.first_byte_ns, error)
-            link.first_byte_ns = _NOT_YET
+            _stretch(link, recorder, start_ns, error)
             raise
+        link.marks = outer
+        start_ns = start_ns or _first_fetch_ns(marks, at)
         recorder.switch(previous)
-        link.busy_with = outer
-        _stretch(link, recorder, link.first_byte_ns)
-        link.first_byte_ns = _NOT_YET
-        if reads_rows:
-            link.rows += len(result)
-            if getattr(self._result, "unbuffered_active", None) is False:
-                _note_rows(link, recorder)
+        operation = _stretch(link, recorder, start_ns)
+        if reads_rows and operation is not None:
+            are_all = getattr(self._result, "unbuffered_active", None) is False
+            _count_rows(link, operation, len(result), are_all=are_all)
         return result
 
     return reading
@@ -593,33 +571,43 @@ def _hook_dict_rows(original: _Method) -> _Method:
     return dict_rows
 
 
-def _stretch(
-    link: _Link, recorder: RequestRecorder, fetch_start_ns: int, error: BaseException | None = None
-) -> None:
-    """Let the operation that was read from end at the recorder's latest switch.
+def _first_fetch_ns(marks: list[int], at: int) -> int | None:
+    """Return when the first packet of a further result was there; None where there was none."""
+    codes = marks[at::2]
+    return marks[at + 1 + 2 * codes.index(FETCH)] if FETCH in codes else None
 
-    It was fetched since `fetch_start_ns`, unless that is `_NOT_YET` or `_ASKED_FOR_FILE`.
+
+def _stretch(
+    link: _Link, recorder: RequestRecorder, fetch_start_ns: int | None, error: BaseException | None = None
+) -> RawOperation | None:
+    """Let the operation that was read from end at the recorder's latest switch, and return it.
+
+    It was fetched since `fetch_start_ns`. None: it is not of this request, which a connection can outlive.
     """
-    operation = link.operation
-    if not _is_of(operation, link, recorder):
-        return
-    operation.end_ns = recorder.last_ns - recorder.base_ns
-    if fetch_start_ns > _NOT_YET:
+    operation = recorder.take_latest(link.described)
+    if operation is None:
+        return None
+    if operation.fetch_ns is None:
+        # Until here the end told it.
+        if operation.first_byte_ns > 0:
+            operation.fetch_ns = operation.end_ns - operation.first_byte_ns
+        elif operation.first_byte_ns == ONE_PACKET:
+            operation.first_byte_ns, operation.fetch_ns = operation.end_ns, 0
+    operation.end_ns = recorder.last_ns
+    if fetch_start_ns is not None:
         operation.fetch_ns = (operation.fetch_ns or 0) + recorder.last_ns - fetch_start_ns
     if error is not None and operation.error is None:
         operation.error = _name_error(error)
+    return operation
 
 
-def _note_rows(link: _Link, recorder: RequestRecorder) -> None:
-    """Note the number of rows of an unbuffered result whose end was reached."""
-    operation = link.operation
-    if _is_of(operation, link, recorder) and operation.rows is None:
+def _count_rows(link: _Link, operation: RawOperation, rows: int, *, are_all: bool) -> None:
+    """Count rows that were read of an unbuffered result, and note their number when its end was reached."""
+    if link.counted is not operation:
+        link.counted, link.rows = operation, 0
+    link.rows += rows
+    if are_all:
         operation.rows = link.rows
-
-
-def _is_of(operation: Operation | None, link: _Link, recorder: RequestRecorder) -> TypeGuard[Operation]:
-    """Tell whether a link's operation is of this request: a connection can outlive the one it was used in."""
-    return operation is not None and link.request_ns == recorder.base_ns
 
 
 # --- cursors ----------------------------------------------------------------------------------------------
@@ -630,21 +618,26 @@ def _hook_execute(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def execute(self: Any, query: Any, args: Any = None) -> Any:
-        connection = self.connection
-        if connection is None:
-            return original(self, query, args)
-        link: _Link | None = connection._reqpath_link
-        if link is None and (current.get() is None or (link := _link_of(connection)) is None):
-            return original(self, query, args)
-        link.statement = query
+        try:
+            link = self.connection._reqpath_link
+            link.statement = query
+        except AttributeError:
+            # A closed cursor's connection, or one without a link.
+            link = None if get_recorder() is None else _link_of(self.connection)
+            if link is None:
+                return original(self, query, args)
+            link.statement = query
         if link.batch_statement is not None and args is None:
             # `executemany` has put many sets of values into one INSERT.
             link.statement = link.batch_statement
             link.batch_size, link.batch_total = link.batch_total, None
+            link.unusual = True
         try:
             return original(self, query, args)
-        finally:
+        except BaseException:
+            # Perhaps not even sent, and so not taken by `query`.
             link.statement = None
+            raise
 
     return execute
 
@@ -654,7 +647,7 @@ def _hook_executemany(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def executemany(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
+        if get_recorder() is None:
             return original(self, *args, **kwargs)
         link = _link_of(self.connection)
         if link is None:
@@ -668,6 +661,7 @@ def _hook_executemany(original: _Method) -> _Method:
             return original(self, *args, **kwargs)
         finally:
             link.batch_statement = link.batch_total = link.batch_size = None
+            link.unusual = link.traced
 
     return executemany
 
@@ -680,7 +674,7 @@ def _hook_init(original: _Method) -> _Method:
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        recorder = current.get()
+        recorder = get_recorder()
         if recorder is None or not recorder.is_own_thread():
             return original(self, *args, **kwargs)  # type: ignore[no-any-return]  # whatever the driver returns
         previous, link = _begin_opening(self, recorder)
@@ -688,7 +682,7 @@ def _hook_init(original: _Method) -> _Method:
             return original(self, *args, **kwargs)  # type: ignore[no-any-return]
         finally:
             recorder.switch(previous)
-            link.busy_with = None
+            link.marks = None
             if link.socket_ns == 0:
                 # To be connected later, by an opening of its own.
                 self.__dict__.pop(_LINK, None)
@@ -701,9 +695,9 @@ def _hook_connect(original: _Method, policy: _Policy) -> _Method:
 
     @functools.wraps(original)
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        recorder = current.get()
+        recorder = get_recorder()
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is None or link.busy_with is not _OPENING:
+        if link is None or link.marks is not _SINK:
             # What was known is of the socket before.
             self.__dict__.pop(_LINK, None)
             link = None
@@ -733,8 +727,7 @@ def _begin_opening(connection: Any, recorder: RequestRecorder) -> tuple[int, _Li
     """Return the segment that was current, and the connection's new link."""
     previous = recorder.switch(CONNECT)
     link = _Link()
-    link.busy_with = _OPENING
-    link.monotonic_ns = recorder.monotonic_ns
+    link.marks = _SINK
     link.start_ns = recorder.last_ns
     setattr(connection, _LINK, link)
     return previous, link
@@ -743,20 +736,19 @@ def _begin_opening(connection: Any, recorder: RequestRecorder) -> tuple[int, _Li
 def _keep_opening(
     connection: Any, link: _Link, recorder: RequestRecorder, policy: _Policy, error: BaseException | None
 ) -> None:
-    link.busy_with = None
+    link.marks = None
     try:
         _describe(connection, link)
         end_ns = recorder.last_ns
-        operation = Operation(
+        operation = RawOperation(
+            link.start_ns,
+            NOT_SEEN,
+            end_ns,
+            None,
+            None,
+            link.described,
             "connect",
-            link.start_ns - recorder.base_ns,
-            end_ns - recorder.base_ns,
             error=None if error is None else _name_error(error),
-            transport=link.transport,
-            server_address=link.address,
-            server_port=link.port,
-            namespace=link.namespace,
-            connection=link.number,
         )
         if link.tls_ns:
             operation.phases.append(("tls_context", link.tls_ns))
@@ -781,13 +773,13 @@ def _hook_tls_context(original: _Method) -> _Method:
     @functools.wraps(original)
     def tls_context(self: Any, *args: Any, **kwargs: Any) -> Any:
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is None or link.busy_with is not _OPENING or link.monotonic_ns is None:
+        if link is None or link.marks is not _SINK:
             return original(self, *args, **kwargs)
-        start_ns = link.monotonic_ns()
+        start_ns = monotonic_ns()
         try:
             return original(self, *args, **kwargs)
         finally:
-            link.tls_ns += link.monotonic_ns() - start_ns
+            link.tls_ns += monotonic_ns() - start_ns
 
     return tls_context
 
@@ -796,8 +788,8 @@ def _hook_handshake_start(original: _Method) -> _Method:
     @functools.wraps(original)
     def handshake_start(self: Any, *args: Any, **kwargs: Any) -> Any:
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is not None and link.monotonic_ns is not None:
-            link.greeted_ns = link.monotonic_ns()
+        if link is not None:
+            link.greeted_ns = monotonic_ns()
         return original(self, *args, **kwargs)
 
     return handshake_start
@@ -808,8 +800,8 @@ def _hook_handshake_end(original: _Method) -> _Method:
     def handshake_end(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         link: _Link | None = self.__dict__.get(_LINK)
-        if link is not None and link.monotonic_ns is not None:
-            link.handshaken_ns = link.monotonic_ns()
+        if link is not None:
+            link.handshaken_ns = monotonic_ns()
         return result
 
     return handshake_end
@@ -818,10 +810,22 @@ def _hook_handshake_end(original: _Method) -> _Method:
 # --- helpers ----------------------------------------------------------------------------------------------
 
 
+def _claim_link(connection: Any, recorder: RequestRecorder | None) -> _Link | None:
+    """Return a connection's link for a command; None outside of a request, and within another command."""
+    link = getattr(connection, _LINK, None)
+    if isinstance(link, _Link):
+        # It is of no use to a later command.
+        if recorder is None or link.marks is not None:
+            link.statement = None
+            return None
+        return link
+    return None if recorder is None else _link_of(connection)
+
+
 def _link_of(connection: Any) -> _Link | None:
     """Return a connection's link; None without a connection, or where none can be kept."""
-    link: _Link | None = getattr(connection, _LINK, None)
-    if link is not None or connection is None:
+    link = getattr(connection, _LINK, None)
+    if isinstance(link, _Link) or connection is None:
         return link
     try:
         # Opened before the hooks were there, or outside a request.
@@ -839,14 +843,13 @@ def _describe(connection: Any, link: _Link) -> None:
     family = getattr(connection._sock, "family", None)
     if family is None:
         family = socket.AF_UNIX if connection.unix_socket else socket.AF_INET
+    transport: Transport | None = None
+    address = port = None
     if family == socket.AF_UNIX:
-        link.transport = "unix"
-        link.address = _text_of(connection.unix_socket)
+        transport, address = "unix", _text_of(connection.unix_socket)
     elif family in (socket.AF_INET, socket.AF_INET6):
-        link.transport = "tcp"
-        link.address = _text_of(connection.host)
-        link.port = connection.port
-    link.namespace = _text_of(connection.db)
+        transport, address, port = "tcp", _text_of(connection.host), connection.port
+    link.described = transport, address, port, _text_of(connection.db), link.number
 
 
 def _text_of(value: object) -> str | None:
@@ -855,12 +858,14 @@ def _text_of(value: object) -> str | None:
     return bound(value) if isinstance(value, str) and value else None
 
 
-def _keep_text(connection: Any, policy: _Policy, sql: object) -> str | None:
+def _keep_text(connection: Any, link: _Link, policy: _Policy, sql: object) -> str | None:
     """Return what is kept of a statement, and remember it for the next time; never raises."""
     try:
         texts = policy.texts
         if policy.sql == "none":
             return None
+        if link.statement is not None and policy.sql != "verbatim":
+            sql = link.statement
         backslash_escapes = not getattr(connection, "server_status", 0) & _NO_BACKSLASH_ESCAPES
         text = keep_statement(
             sql,
@@ -868,7 +873,7 @@ def _keep_text(connection: Any, policy: _Policy, sql: object) -> str | None:
             encoding=connection.encoding,
             backslash_escapes=backslash_escapes,
         )
-        if backslash_escapes and type(sql) is str and len(sql) <= MAX_CACHED:
+        if backslash_escapes and policy.sql == "placeholders" and type(sql) is str and len(sql) <= MAX_CACHED:
             if len(texts) >= _MAX_TEXTS:
                 texts.clear()
             texts[sql] = text

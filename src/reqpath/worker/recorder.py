@@ -1,21 +1,24 @@
 """The recorder of one request: it is at each instant in exactly one segment.
 
-A hook moves it with `switch`, which marks the instant, and moves it back when done. The time between two
+A hook marks the instant at which it enters a segment, and that at which it goes back. The time between two
 marks is the first one's segment's, so a request's segments add up to its time in the worker by construction,
 however hooks nest::
 
     previous = recorder.switch(QUERY)
     ...                                # the driver waits
     recorder.switch(previous)
+
+Here nothing is summed up: that is done when the record is read. See `raw`.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from operator import sub
+from time import monotonic_ns
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +26,21 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import TraceState
 
-from reqpath.record import AttributeValue, Operation, SpanEvent, WorkerRecord
+from reqpath.raw import (
+    FLASK_START,
+    NOT_CLOSED,
+    SEGMENT_OF,
+    STATEMENT_ITEMS,
+    AppNotes,
+    Identity,
+    Link,
+    RawOperation,
+    RawRecord,
+    sum_marks,
+    take_statement,
+)
+from reqpath.record import AttributeValue, SpanEvent
+from reqpath.stamps import read_trace
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker.guard import note_fault
 
@@ -42,34 +59,28 @@ SEND: Final = WORKER_SEGMENTS.index("uwsgi.send")
 MAX_ATTRIBUTES: Final = 128
 MAX_EVENTS: Final = 128
 MAX_TEXT: Final = 4096
-#: Twice the switches after which they are summed up: a body can have millions of steps.
-_MAX_MARKS: Final = 1024
+#: Twice the marks after which they are summed up: a body can have millions of steps.
+MAX_MARKS: Final = 1024
 
 
 class RequestRecorder(msgspec.Struct, eq=False):
     """One request, from `app_start` to `closed`; a struct because its construction then runs no bytecode."""
 
-    record: WorkerRecord
-    #: Which segment was entered and when: (segment, monotonic ns) of each switch, flat. The last pair is
-    #: where the recorder is. Hooks only add to it; it is summed up when it is long, or at the end.
+    record: RawRecord
+    #: `record.marks`. Hooks only add to it, and the last pair is where the recorder is.
     marks: list[int]
-    #: The monotonic instant of `record.app_start_ns`.
-    base_ns: int
-    monotonic_ns: Callable[[], int]
+    #: `record.statements`.
+    statements: list[Any]
     max_operations: int
     #: The request's thread or greenlet: `threading.get_ident()`.
     owner: int
+    #: Ends the record of a request whose server forgot it.
+    finish: Callable[[RequestRecorder, int], None]
     finished: bool = False
-    #: The marks no longer begin at `base_ns`.
-    folded: bool = False
-    #: The middleware whose Flask app has the body in memory, so that sending it runs no code of the app.
-    in_memory: object = None
-    #: What the app wants called when such a body is closed.
-    on_close: Sequence[object] = ()
-    #: Flask's context of the request, from its making until the route is read from it.
+    #: Flask's context of the request, until the route is read from it.
     flask_context: Any = None
-    #: OpenTelemetry's context with the request's span; None where that failed, and where the app's own
-    #: instrumentation has a span of the request.
+    #: OpenTelemetry's context with the request's span; None where that failed, where the app's own
+    #: instrumentation has a span of the request, and after the end.
     span_context: Context | None = None
     #: Where the app's own OpenTelemetry instrumentation keeps its span, or that span: until the end.
     app_environ: Any = None
@@ -80,20 +91,27 @@ class RequestRecorder(msgspec.Struct, eq=False):
     token: Token[RequestRecorder | None] | None = None
     span_token: Any = None
     #: The lens at `app_start`; None where it can't be had.
-    cpu_start_ns: int | None = None
     run_queue_start_ns: int | None = None
 
-    def switch(self, segment: int) -> int:
-        """Enter `segment` and return the one that was current.
+    # A struct's own would go round in circles.
+    __repr__ = object.__repr__
+
+    def __del__(self) -> None:
+        # A server that never closes the body is at fault, but its request did happen.
+        if not self.finished:
+            self.finish(self, NOT_CLOSED)
+
+    def switch(self, mark: int) -> int:
+        """Enter a segment, or what else `raw` has for a mark, and return the mark that was current.
 
         `last_ns` is then the instant of the switch. Only the request's own thread may: see `is_own_thread`.
         """
         marks = self.marks
         previous = marks[-2]
         try:
-            marks += (segment, self.monotonic_ns())
-            if len(marks) > _MAX_MARKS:
-                self._fold()
+            marks += (mark, monotonic_ns())
+            if len(marks) > MAX_MARKS:
+                self.fold()
         except Exception:
             note_fault("the change of a segment")
         return previous
@@ -101,7 +119,8 @@ class RequestRecorder(msgspec.Struct, eq=False):
     @property
     def segment(self) -> int:
         """Which of `tiers.WORKER_SEGMENTS` the request is in."""
-        return self.marks[-2]
+        segment: int = SEGMENT_OF[self.marks[-2]]
+        return segment
 
     @property
     def last_ns(self) -> int:
@@ -109,25 +128,38 @@ class RequestRecorder(msgspec.Struct, eq=False):
         return self.marks[-1]
 
     @property
-    def exclusive_ns(self) -> list[int]:
-        """The record's exclusive times, as of the latest switch."""
-        self._fold()
-        return self.record.exclusive_ns  # type: ignore[return-value]  # unknown ones only after the end
+    def base_ns(self) -> int:
+        """The monotonic instant of `app_start`."""
+        folded = self.record.folded
+        return self.marks[1] if folded is None else folded.start_ns
 
-    def sum_up(self) -> None:
-        """Add the time between the marks to the record's segments; the marks stay, so it is for once."""
-        marks = self.marks
-        exclusive_ns: Any = self.record.exclusive_ns
-        times_ns = marks[1::2]
-        # The last mark's segment has no end, so the differences are one less.
-        for segment, duration_ns in zip(marks[::2], map(sub, times_ns[1:], times_ns)):  # noqa: B905
-            exclusive_ns[segment] += duration_ns
+    def is_in_flask(self) -> bool:
+        """Tell whether Flask was called for this request."""
+        folded = self.record.folded
+        return FLASK_START in self.marks[::2] or (folded is not None and folded.flask_start_ns is not None)
 
-    def _fold(self) -> None:
+    def fold(self) -> None:
         """Sum up what is marked so far, and go on from the last mark."""
-        self.sum_up()
-        self.folded = True
-        del self.marks[:-2]
+        record, marks, statements = self.record, self.marks, self.statements
+        for at in range(0, len(statements), STATEMENT_ITEMS):
+            if len(record.operations) < self.max_operations:
+                record.operations.append(take_statement(statements, at, marks, record.unmeasured))
+            else:
+                record.dropped_operations += 1
+        statements.clear()
+        record.folded = sum_marks(marks, record.folded)
+        del marks[:-2]
+
+    def take_latest(self, link: Link) -> RawOperation | None:
+        """Return the latest operation of this connection, taken out of `statements` if it is there."""
+        statements, record = self.statements, self.record
+        for at in range(len(statements) - STATEMENT_ITEMS, -1, -STATEMENT_ITEMS):
+            if statements[at + STATEMENT_ITEMS - 1] is link:
+                operation = take_statement(statements, at, self.marks, record.unmeasured)
+                del statements[at : at + STATEMENT_ITEMS]
+                record.operations.append(operation)
+                return operation
+        return next((kept for kept in reversed(record.operations) if kept.link is link), None)
 
     def enter(self, segment: int) -> None:
         """Enter a step in which the app's code runs: the call, a step of the body, `close`.
@@ -136,9 +168,10 @@ class RequestRecorder(msgspec.Struct, eq=False):
         """
         self.switch(segment)
         self.token = current.set(self)
+        self.span_token = None
         if self.span_context is not None:
             try:
-                self.span_token = _attach(self.span_context)
+                self.span_token = attach_context(self.span_context)
             except Exception:
                 self.span_context = None
                 note_fault("OpenTelemetry's context")
@@ -152,8 +185,8 @@ class RequestRecorder(msgspec.Struct, eq=False):
         except Exception:
             note_fault("leaving the request")
         try:
-            if self.span_context is not None:
-                _detach(self.span_token)
+            if self.span_token is not None:
+                detach_context(self.span_token)
         except Exception:
             note_fault("leaving OpenTelemetry's context")
         self.switch(SEND)
@@ -162,10 +195,6 @@ class RequestRecorder(msgspec.Struct, eq=False):
         """Tell whether the caller's time is the request's: it runs on its thread (or greenlet)."""
         return threading.get_ident() == self.owner
 
-    def offset_ns(self) -> int:
-        """Return the time since `app_start`."""
-        return self.monotonic_ns() - self.base_ns
-
     def count_bytes(self, chunk: bytes) -> None:
         """Count what the app hands out of the response's body."""
         try:
@@ -173,35 +202,55 @@ class RequestRecorder(msgspec.Struct, eq=False):
         except Exception:
             note_fault("a chunk without a length")
 
-    def add_operation(self, operation: Operation) -> None:
+    @property
+    def identity(self) -> Identity:
+        """The request's ids, worked out when they are first asked for: most requests' never are."""
+        record = self.record
+        if record.identity is None:
+            trace_id, parent_id, sampled = read_trace(record.environ)
+            span_id = f"{record.span_bits:016x}"
+            record.identity = Identity(trace_id or secrets.token_hex(16), span_id, parent_id, sampled)
+        return record.identity
+
+    @property
+    def notes(self) -> AppNotes:
+        """What is noted of the app's own doing."""
+        notes = self.record.notes
+        if notes is None:
+            notes = self.record.notes = AppNotes()
+        return notes
+
+    def add_operation(self, operation: RawOperation) -> None:
         """Keep a database operation, up to the bound."""
-        operations = self.record.operations
-        if len(operations) < self.max_operations:
-            operations.append(operation)
+        record = self.record
+        if len(record.operations) < self.max_operations:
+            record.operations.append(operation)
         else:
-            self.drop_operation()
+            record.dropped_operations += 1
+        if len(self.marks) > MAX_MARKS:
+            self.fold()
 
-    def drop_operation(self) -> None:
-        """Count an operation that is too many."""
-        self.record.dropped_operations += 1
-        if len(self.marks) > _MAX_MARKS:
-            self._fold()
+    def bound_operations(self) -> None:
+        """Drop the operations beyond the bound."""
+        if len(self.record.operations) + len(self.statements) // STATEMENT_ITEMS > self.max_operations:
+            self.fold()
 
-    def set_attribute(self, key: str, value: AttributeValue) -> None:
+    def keep_attribute(self, key: str, value: AttributeValue) -> None:
         """Keep an attribute that the app set, up to the bound."""
-        attributes = self.record.attributes
+        attributes = self.notes.attributes
         if key in attributes or len(attributes) < MAX_ATTRIBUTES:
             attributes[key] = value
 
-    def add_event(self, event: SpanEvent) -> None:
+    def keep_event(self, event: SpanEvent) -> None:
         """Keep an event that the app added, up to the bound."""
-        if len(self.record.events) < MAX_EVENTS:
-            self.record.events.append(event)
+        events = self.notes.events
+        if len(events) < MAX_EVENTS:
+            events.append(event)
 
     def fail(self, error: BaseException) -> None:
         """Note the exception that left the app."""
-        if self.record.exception is None:
-            self.record.exception = describe_exception(error)
+        if self.notes.exception is None:
+            self.notes.exception = describe_exception(error)
 
 
 def describe_exception(error: BaseException) -> tuple[str, str, str]:
@@ -236,4 +285,7 @@ def _context_functions() -> tuple[Callable[[], Context], Callable[[Context], Any
     return otel_context.get_current, otel_context.attach, otel_context.detach
 
 
-get_context, _attach, _detach = _context_functions()
+#: The request that the running code belongs to, for the hooks.
+get_recorder: Final = current.get
+
+get_context, attach_context, detach_context = _context_functions()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
@@ -32,42 +33,41 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class RequestSpan(Span):
-    """OpenTelemetry's view of a recorder. Raises nothing, whatever it is given."""
+class RequestSpan(RequestRecorder, eq=False, dict=True, weakref=True):
+    """The recorder as OpenTelemetry's span of the request. Raises nothing, whatever it is given.
 
-    __slots__ = ("_context", "_recorder")
+    One object is both, because making two took longer than all that most requests do with the second.
+    """
 
-    def __init__(self, recorder: RequestRecorder) -> None:
-        self._recorder = recorder
-        self._context: SpanContext | None = None
+    own_context: SpanContext | None = None
 
     def get_span_context(self) -> SpanContext:
         """Return the ids under which this request is recorded."""
-        context = self._context
+        context = self.own_context
         if context is None:
-            record = self._recorder.record
+            identity = self.identity
             # Made when asked for: most requests of most apps never do.
-            if not self._recorder.finished and instrumented.decide_sampling(record):
-                record.app_samples = record.sampled
-            context = self._context = SpanContext(
-                int(record.trace_id, 16),
-                int(record.span_id, 16),
+            if not self.finished and instrumented.decide_sampling(self) and identity.sampled:
+                self.notes.app_samples = True
+            context = self.own_context = SpanContext(
+                int(identity.trace_id, 16),
+                int(identity.span_id, 16),
                 is_remote=False,
-                trace_flags=TraceFlags(TraceFlags.SAMPLED if record.sampled else TraceFlags.DEFAULT),
-                trace_state=self._recorder.trace_state,
+                trace_flags=TraceFlags(TraceFlags.SAMPLED if identity.sampled else TraceFlags.DEFAULT),
+                trace_state=self.trace_state,
             )
         return context
 
     def is_recording(self) -> bool:
         """Return True until the request is over."""
-        return not self._recorder.finished
+        return not self.finished
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Keep an attribute."""
         try:
             clean = clean_attribute(value)
-            if clean is not None and isinstance(key, str) and key and self.is_recording():
-                self._recorder.set_attribute(_clean_text(key), clean)
+            if clean is not None and isinstance(key, str) and key and not self.finished:
+                self.keep_attribute(_clean_text(key), clean)
         except Exception:
             note_fault("span.set_attribute")
 
@@ -84,43 +84,42 @@ class RequestSpan(Span):
     ) -> None:
         """Keep an event; `timestamp` is ns since the epoch."""
         try:
-            if not self.is_recording():
+            if self.finished:
                 return
-            recorder = self._recorder
             if timestamp is None:
-                time_ns = recorder.offset_ns()
+                time_ns = monotonic_ns() - self.base_ns
             else:
-                time_ns = int(timestamp) - recorder.record.app_start_ns
+                time_ns = int(timestamp) - self.record.app_start_ns
                 time_ns = max(-_MAX_INT - 1, min(time_ns, _MAX_INT))
             clean = {
                 _clean_text(key): value
                 for key, raw in islice((attributes or {}).items(), MAX_ATTRIBUTES)
                 if (value := clean_attribute(raw)) is not None
             }
-            recorder.add_event(SpanEvent(_clean_text(name), time_ns, clean))
+            self.keep_event(SpanEvent(_clean_text(name), time_ns, clean))
         except Exception:
             note_fault("span.add_event")
 
     def update_name(self, name: str) -> None:
         """Keep the name that the app gives to the span."""
         try:
-            if self.is_recording():
-                self._recorder.record.span_name = _clean_text(name)
+            if not self.finished:
+                self.notes.span_name = _clean_text(name)
         except Exception:
             note_fault("span.update_name")
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Keep the status; OK is final, and unset changes nothing, as the SDK does it."""
         try:
-            if not self.is_recording():
+            if self.finished:
                 return
             if isinstance(status, Status):
                 code, description = status.status_code, status.description
             else:
                 code = status
-            held = self._recorder.record.span_status
+            held = self.notes.span_status
             if code is not StatusCode.UNSET and (held is None or held[0] != "OK"):
-                self._recorder.record.span_status = (
+                self.notes.span_status = (
                     code.name,
                     None if description is None else _clean_text(description),
                 )
@@ -154,14 +153,23 @@ class RequestSpan(Span):
         """Do nothing: the request ends when its body is closed, whoever calls this."""
 
 
-def build_span_context(recorder: RequestRecorder) -> Context | None:
+for _name, _value in vars(Span).items():
+    # As it would be inherited, were it not that each class has a metaclass of its own.
+    if callable(_value) and not hasattr(RequestSpan, _name):
+        setattr(RequestSpan, _name, _value)
+Span.register(RequestSpan)
+
+
+def build_span_context(recorder: RequestSpan) -> Context | None:
     """Return the current context with the request's span; None where an instrumentation around it has one."""
     outer = get_context()
-    if outer or _SPAN_KEY is None:
-        recorder.app_span = find_span_around(outer)
-        return None if recorder.app_span is not None else set_span_in_context(RequestSpan(recorder), outer)
-    # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.
-    return Context({_SPAN_KEY: RequestSpan(recorder)})
+    recorder.app_span = find_span_around(outer)
+    return None if recorder.app_span is not None else _put_span(recorder, outer)
+
+
+def _put_span(recorder: RequestSpan, context: Context) -> Context:
+    span: Any = recorder
+    return set_span_in_context(span, context)
 
 
 def find_span_around(outer: Context) -> Any:
@@ -179,22 +187,20 @@ def find_span_around(outer: Context) -> Any:
     return span
 
 
-def build_told_context(
-    recorder: RequestRecorder, environ: WSGIEnvironment, *, trusted: bool
-) -> Context | None:
+def build_told_context(recorder: RequestSpan, environ: WSGIEnvironment, *, trusted: bool) -> Context | None:
     """Return what `build_span_context` does, with what the request's headers say to OpenTelemetry."""
     recorder.app_span = find_span_around(get_context())
     if recorder.app_span is not None:
         return None
-    context = instrumented.read_headers(environ, recorder.record, get_context(), trusted)
+    context = instrumented.read_headers(environ, recorder, get_context(), trusted)
     caller = get_current_span(context).get_span_context()
-    if f"{caller.trace_id:032x}" == recorder.record.trace_id:
+    if f"{caller.trace_id:032x}" == recorder.identity.trace_id:
         recorder.trace_state = caller.trace_state
-    return set_span_in_context(RequestSpan(recorder), context)
+    return _put_span(recorder, context)
 
 
 #: Under which OpenTelemetry keeps the span in a context: the one key of a context that holds only a span.
-_SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())), None)
+SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 
 
 _MAX_INT = (1 << 63) - 1

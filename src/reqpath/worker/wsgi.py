@@ -9,32 +9,55 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from os import getpid
+from time import monotonic_ns, thread_time_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from opentelemetry.context import Context
 
 import reqpath
-from reqpath.clock import SYSTEM, Clock
-from reqpath.record import FORMAT_VERSION, Transport, WorkerRecord, WriterInfo, encode
+from reqpath.raw import (
+    CLOSED,
+    FLASK_START,
+    NO_FIRST_PACKETS,
+    NOT_CLOSED,
+    NOT_SENT,
+    STATEMENT_ITEMS,
+    RawRecord,
+)
+from reqpath.record import FORMAT_VERSION, Transport, WriterInfo, encode
 from reqpath.settings import Settings
 from reqpath.spool import SpoolWriter
+from reqpath.stamps import ALWAYS_COPIED, ENVIRON_KEYS, PROXY_HEADERS
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import instrumented, jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
 from reqpath.worker.lens import RUN_QUEUE_EVERY, RunQueueClock
-from reqpath.worker.recorder import RequestRecorder, get_context
-from reqpath.worker.span import build_span_context, build_told_context, find_span_around
-from reqpath.worker.stamps import is_digits, read_stamps
+from reqpath.worker.recorder import (
+    RequestRecorder,
+    attach_context,
+    current,
+    detach_context,
+    get_context,
+)
+from reqpath.worker.span import (
+    SPAN_KEY,
+    RequestSpan,
+    build_span_context,
+    build_told_context,
+    find_span_around,
+)
 from reqpath.worker.uwsgi import ServerFacts, on_postfork, read_facts, read_transport, uwsgi_module
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask import Flask
-    from opentelemetry.context import Context
 
 #: Where the request's recorder is in the WSGI environ.
 ENVIRON_KEY: Final = "reqpath.recorder"
@@ -45,7 +68,7 @@ _APART_NS: Final = 10_000
 _PAIRS: Final = 5
 #: An app can put megabytes on its span; a record of more than this goes without.
 _MAX_RECORD_BYTES: Final = 1 << 20
-_FLASK_SEGMENTS: Final = (segments.MIDDLEWARE, segments.FRAMEWORK, segments.VIEW, segments.TEMPLATE)
+_MAX_TEXT: Final = 4 * _MAX_PATH
 
 
 class RequestMiddleware:
@@ -61,7 +84,6 @@ class RequestMiddleware:
         app: WSGIApplication,
         settings: Settings | None = None,
         *,
-        clock: Clock = SYSTEM,
         flask: Flask | None = None,
         **arguments: Any,
     ) -> None:
@@ -70,20 +92,26 @@ class RequestMiddleware:
         Raises: ConfigurationError for a wrong argument.
         """
         self.app = app
-        self._clock = clock
-        self._monotonic_ns = clock.monotonic_ns
-        self._wall_ns = clock.wall_ns
-        self._thread_cpu_ns = clock.thread_cpu_ns
+        self._has_cpu_clock = True
+        #: Nothing is between this and Flask.
+        self.is_innermost = flask is not None and getattr(app, "__self__", None) is flask
         self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
+        #: What is marked when `app` is called.
+        self._called = FLASK_START if self.is_innermost else self._entry_segment
         self._body_segment = segments.VIEW if flask else segments.APP
-        #: `exclusive_ns` of a request that begins.
-        self._nothing_yet: list[int | None] = [0] * len(WORKER_SEGMENTS)
-        #: Segments that no hook of this app measures. Nothing inside Flask is another kind of app.
-        self._unmeasured = [
-            i
-            for i, name in enumerate(WORKER_SEGMENTS)
+        # werkzeug ignores what `start_response` returns.
+        self._note_start = _note_start if self.is_innermost else _note_start_and_writes
+        #: The class of the bodies that werkzeug's responses return, where nothing can have been put around.
+        self._closing_iterator: object = (
+            getattr(sys.modules.get("werkzeug.wsgi"), "ClosingIterator", None) if self.is_innermost else None
+        )
+        #: A bit for each segment that no hook of this app measures: nothing in Flask is another kind of app.
+        self._unmeasured = _bits(
+            name
+            for name in WORKER_SEGMENTS
             if name.startswith(("mysql.", "wsgi.") if flask else ("mysql.", "flask."))
-        ]
+        )
+        self._finish = self.finish
         self._facts = ServerFacts()
         self._transport: Transport | None = None
         self._asks_transport = False
@@ -108,19 +136,32 @@ class RequestMiddleware:
         self.provisional = False
         # What each request asks for, without a second look-up.
         self._enabled = self.settings.enabled
-        self._query_string = self.settings.query_string
         self._trusted_proxy = self.settings.trusted_proxy
+        #: What is copied: the last ones only where asked for.
+        self._keys: tuple[str, ...] = ENVIRON_KEYS[:ALWAYS_COPIED]
+        if self._trusted_proxy or self.settings.query_string:
+            # What is not to be copied is asked for by a name that no server gives it.
+            self._keys = tuple(
+                ""
+                if (key in PROXY_HEADERS and not self._trusted_proxy)
+                or (key == "QUERY_STRING" and not self.settings.query_string)
+                else key
+                for key in ENVIRON_KEYS
+            )
         self._max_operations = self.settings.max_operations
         self._writer = SpoolWriter(
             self.settings.spool_directory,
             self._build_info,
             max_bytes=self.settings.spool_max_bytes,
             report=note_problem,
+            encode_odd=_encode_odd,
         )
         if self._enabled and jinja.install():
             self._know_segments("flask.template")
         if self._enabled and pymysql.install(self.settings):
             self._know_segments("mysql.connect", "mysql.query", "mysql.fetch", "mysql.commit")
+            if not pymysql.sees_first_packets():
+                self._unmeasured |= NO_FIRST_PACKETS
 
     def disable(self) -> None:
         """Have the application run from the next request on as if this were not there."""
@@ -128,150 +169,153 @@ class RequestMiddleware:
 
     def _know_segments(self, *names: str) -> None:
         """Say that hooks measure these segments, so that a request without any of them has 0, not unknown."""
-        known = [WORKER_SEGMENTS.index(name) for name in names]
-        self._unmeasured = [i for i in self._unmeasured if i not in known]
+        self._unmeasured &= ~_bits(names)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application as the server would, and record the request."""
-        outside = environ.get(ENVIRON_KEY)
-        if (outside is not None and not outside.finished) or not self._enabled:
-            return self.app(environ, start_response)
+        if ENVIRON_KEY in environ or not self._enabled:
+            outside = environ.get(ENVIRON_KEY)
+            if not self._enabled or (outside is not None and not outside.finished):
+                return self._call_within(outside, environ, start_response)
         try:
             recorder = self._begin(environ)
         except Exception:
             note_fault("the start of a request")
+            outside = environ.pop(ENVIRON_KEY, None)
+            if outside is not None:
+                outside.finished = True
             return self.app(environ, start_response)
-        recorder.enter(self._entry_segment)
+        # What `enter` and `leave` do, written out and kept out of the recorder: this is each request's.
+        token = current.set(recorder)
+        context = span_token = None
         try:
-            result = self.app(environ, _watch_start(recorder, start_response))
+            if environ.keys().isdisjoint(self._told_by) and not get_context():
+                # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.
+                context = Context({SPAN_KEY: recorder})
+            else:
+                context = self._meet_opentelemetry(recorder, environ)
+            if context is not None:
+                span_token = attach_context(context)
+            recorder.marks += (self._called, monotonic_ns())
+        except Exception:
+            note_fault("OpenTelemetry's context")
+        try:
+            result = self.app(environ, partial(self._note_start, recorder, start_response))
         except BaseException as error:
             recorder.fail(error)
+            recorder.token, recorder.span_token = token, span_token
             recorder.leave()
-            self.finish(recorder, closed=True)
+            self.finish(recorder)
             raise
-        recorder.leave()
         try:
+            current.reset(token)
+            if span_token is not None:
+                detach_context(span_token)
+            recorder.marks += (segments.SEND, monotonic_ns())
+        except Exception:
+            # The app has gone on in a context of its own making, which ends with it.
+            recorder.token, recorder.span_token = token, span_token
+            recorder.leave()
+        try:
+            if type(result) is self._closing_iterator and self._watch_response(recorder, result):
+                return result
+            recorder.span_context = context
             return self._watch_body(recorder, environ, result)
         except Exception:
             note_fault("the response")
-            self.finish(recorder, closed=False)
+            self.finish(recorder, NOT_CLOSED)
             return result
 
-    def finish(self, recorder: RequestRecorder, *, closed: bool, sent: bool = True) -> None:
-        """Append the record, once, to end at the latest switch; `closed` says that this is the body's end.
+    def _call_within(
+        self, recorder: RequestRecorder | None, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Call the application as part of a request that is recorded outside of it, or of none."""
+        if (
+            not self._enabled
+            or recorder is None
+            or self._called != FLASK_START
+            or current.get() is not recorder
+            or recorder.is_in_flask()
+        ):
+            return self.app(environ, start_response)
+        # Flask inside of another kind of app, or of middleware.
+        previous = recorder.switch(FLASK_START)
+        try:
+            return self.app(environ, start_response)
+        finally:
+            recorder.switch(previous)
 
-        `sent` is False where the time of sending is not known.
-        """
+    def finish(self, recorder: RequestRecorder, end: int = CLOSED) -> None:
+        """Append the record, once; it ends now, and `end` says as what."""
         if recorder.finished:
             return
         recorder.finished = True
-        recorder.flask_context = None
         try:
+            recorder.marks += (segments.SEND, monotonic_ns())
             record = recorder.record
-            recorder.sum_up()
-            exclusive_ns = record.exclusive_ns
-            for segment in self._unmeasured:
-                # Another app's hook may have measured it, or Flask inside a plain middleware.
-                if not exclusive_ns[segment] and (
-                    segment not in _FLASK_SEGMENTS or record.flask_start_offset_ns is None
-                ):
-                    exclusive_ns[segment] = None
-            if exclusive_ns[segments.TEMPLATE] and not recorder.folded:
-                record.timeline = _build_timeline(recorder)
-            if not sent:
-                exclusive_ns[segments.SEND] = None
-            if closed:
-                record.closed_offset_ns = recorder.marks[-1] - recorder.base_ns
-            cpu_start_ns = recorder.cpu_start_ns
-            if cpu_start_ns is not None and threading.get_ident() == recorder.owner:
-                record.cpu_ns = self._thread_cpu_ns() - cpu_start_ns
+            if end:
+                record.end = end
+            if threading.get_ident() == recorder.owner:
+                record.cpu_end_ns = thread_time_ns()
                 if recorder.run_queue_start_ns is not None and self._run_queue is not None:
                     run_queue_ns = self._run_queue.read_ns()
                     if run_queue_ns is not None:
                         record.run_queue_ns = run_queue_ns - recorder.run_queue_start_ns
-            if recorder.span_context is None:
+            if record.operations:
+                recorder.bound_operations()
+            if recorder.app_span is not None or recorder.app_environ is not None:
                 instrumented.note_app_span(recorder)
-            record.sequence = self._writer.next_sequence()
-            self._writer.append(_encode_safely(record))
+            if recorder.span_context is not None:
+                # It leads back to the recorder.
+                recorder.span_context = None
+            self._writer.append_record(record)
         except Exception:
             note_fault("the end of a request")
 
-    def _begin(self, environ: WSGIEnvironment) -> RequestRecorder:
-        base_ns = self._monotonic_ns()
-        wall_ns = self._wall_ns()
-        if self._monotonic_ns() - base_ns > _APART_NS:
+    def _begin(self, environ: WSGIEnvironment) -> RequestSpan:
+        base_ns = monotonic_ns()
+        wall_ns = time_ns()
+        if monotonic_ns() - base_ns > _APART_NS:
             wall_ns = self._read_wall_ns(base_ns)
         if self._facts_pid != getpid():
             self._learn_process()
-        read = environ.get
-        path = read("PATH_INFO", "")
-        if script := read("SCRIPT_NAME"):
-            path = script + path
-        if self._query_string and read("QUERY_STRING"):
-            path = f"{path}?{environ['QUERY_STRING']}"
-        if not path.isascii():
-            # PEP 3333: bytes travel as latin-1.
-            path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-        (trace_id, parent_id, sampled, start_ns, pass_ns, resolution_ns, accept_ns, parsed_ns, rejected) = (
-            read_stamps(environ, wall_ns, self._trusted_proxy)
-        )
         bits = self._random_bits(64)
-        record = WorkerRecord(
-            trace_id or f"{self._random_bits(128):032x}",
-            "%016x" % bits,  # noqa: UP031 - a quarter faster than an f-string here
-            parent_id,
-            sampled,
-            0,
-            read("REQUEST_METHOD", ""),
-            path[:_MAX_PATH],
-            None,
-            None,
-            wall_ns,
-            None,
-            self._nothing_yet.copy(),
-            start_ns,
-            pass_ns,
-            resolution_ns,
-            accept_ns,
-            parsed_ns,
-            transport=self._transport,
-            host=read("HTTP_HOST"),
-        )
-        if rejected:
-            record.rejected_stamps = rejected
-        core = read("uwsgi.core")
-        if core.__class__ is int:
-            record.core = core
-        length = read("CONTENT_LENGTH")
-        if length and len(length) < 19 and is_digits(length):
-            record.request_bytes = int(length)
-        if self._asks_transport:
-            record.transport = read_transport(self._uwsgi)
-        recorder = RequestRecorder(
-            record,
-            [self._entry_segment, base_ns],
-            base_ns,
-            self._monotonic_ns,
+        marks = [self._entry_segment, base_ns]
+        statements: list[Any] = []
+        recorder = RequestSpan(
+            RawRecord(
+                wall_ns,
+                list(map(environ.get, self._keys)),
+                marks,
+                bits,
+                self._unmeasured,
+                self._transport,
+                0,
+                statements,
+            ),
+            marks,
+            statements,
             self._max_operations,
             # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
             threading.get_ident(),
+            self._finish,
         )
         environ[ENVIRON_KEY] = recorder
-        try:
-            if environ.keys().isdisjoint(self._told_by):
-                recorder.span_context = build_span_context(recorder)
-            else:
-                recorder.span_context = self._meet_opentelemetry(recorder, environ)
-        except Exception:
-            note_fault("OpenTelemetry's context")
-        if self._run_queue is not None:
-            if not bits % RUN_QUEUE_EVERY:
-                recorder.run_queue_start_ns = self._run_queue.read_ns()
-            recorder.cpu_start_ns = self._thread_cpu_ns()
+        if self._asks_transport:
+            recorder.record.transport = read_transport(self._uwsgi)
+        if not bits % RUN_QUEUE_EVERY and self._run_queue is not None:
+            recorder.run_queue_start_ns = self._run_queue.read_ns()
+        if self._has_cpu_clock:
+            recorder.record.cpu_start_ns = thread_time_ns()
         return recorder
 
-    def _meet_opentelemetry(self, recorder: RequestRecorder, environ: WSGIEnvironment) -> Context | None:
-        """Return the context for a request to an instrumented app, or with headers for propagators."""
+    def _meet_opentelemetry(self, recorder: RequestSpan, environ: WSGIEnvironment) -> Context | None:
+        """Return the context of a request in which OpenTelemetry has a hand: by headers, app, or context.
+
+        None where an instrumentation makes a span of the request.
+        """
+        if environ.keys().isdisjoint(self._told_by):
+            return build_span_context(recorder)
         if self._told_by is instrumented.NOT_FOUND_YET:
             # Again at the next request where it fails: propagators are plug-ins.
             self._told_by = instrumented.find_keys(self._marked)
@@ -292,26 +336,44 @@ class RequestMiddleware:
         """
         closest_ns, wall_ns = 1 << 62, 0
         for _ in range(_PAIRS):
-            before_ns = self._monotonic_ns()
-            now_ns = self._wall_ns()
-            apart_ns = self._monotonic_ns() - before_ns
+            before_ns = monotonic_ns()
+            now_ns = time_ns()
+            apart_ns = monotonic_ns() - before_ns
             if apart_ns < closest_ns:
                 closest_ns, wall_ns = apart_ns, now_ns - (before_ns - at_ns)
             if apart_ns <= _APART_NS:
                 break
         return wall_ns
 
+    def _watch_response(self, recorder: RequestRecorder, result: Any) -> bool:
+        """Have the request end with a response of werkzeug's in memory; False for any other.
+
+        Sending it and closing it run no code of the app, and the list of what is called at its close has
+        room for one more: so the server gets what the app has returned, and no step of it costs anything.
+        """
+        try:
+            callbacks = result._callbacks
+            response = callbacks[-1].__self__
+            body = response.response
+            if type(body) is not list or response._on_close:
+                return False
+            # The one chunk that there nearly always is, `join` gives back as it is.
+            recorder.record.response_bytes = len(b"".join(body))
+        except (AttributeError, IndexError, TypeError):
+            # Of another release of werkzeug, not its own, or text, which it encodes on the way out.
+            return False
+        callbacks.append(partial(self._finish, recorder))
+        return True
+
     def _watch_body(
         self, recorder: RequestRecorder, environ: WSGIEnvironment, result: Iterable[bytes]
     ) -> Iterable[bytes]:
-        if recorder.in_memory is self and not isinstance(result, (list, tuple)):
-            return _MemoryBody(self, recorder, result, self._body_segment)
         wrapper = environ.get("wsgi.file_wrapper")
         is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
         # uWSGI sends a file by sendfile only when it gets back the very object, and takes bytes as a whole.
         if is_file or isinstance(result, (bytes, bytearray, memoryview, str)):
-            if not self._sendfile.wait_for_end(lambda: self._finish_sendfile(recorder)):
-                self.finish(recorder, closed=False, sent=False)
+            if not self._sendfile.wait_for_end(partial(self._finish, recorder)):
+                self.finish(recorder, NOT_SENT)
             return result
         if isinstance(result, (list, tuple)):
             recorder.record.response_bytes = sum(map(len, result))
@@ -320,17 +382,17 @@ class RequestMiddleware:
             return _SizedStreamedBody(self, recorder, result, self._body_segment)
         return _StreamedBody(self, recorder, result, self._body_segment)
 
-    def _finish_sendfile(self, recorder: RequestRecorder) -> None:
-        recorder.switch(segments.SEND)
-        self.finish(recorder, closed=True)
-
     def _learn_process(self) -> None:
         """Learn what this process is; called after the fork, and wherever that was missed."""
         try:
             self._facts = read_facts(self._uwsgi)
             self._transport = self._facts.transport
             self._asks_transport = self._uwsgi is not None and self._transport is None
-            self._run_queue = None if self._facts.concurrency == "greenlets" else RunQueueClock()
+            if self._facts.concurrency == "greenlets":
+                # A thread's times are those of many requests.
+                self._run_queue, self._has_cpu_clock = None, False
+            else:
+                self._run_queue = RunQueueClock()
         except Exception:
             note_fault("reading uWSGI's facts")
         # Seeded anew: forked workers that shared a state would give out the same ids.
@@ -346,7 +408,7 @@ class RequestMiddleware:
             self.settings.service_name or "app",
             socket.gethostname(),
             os.getpid(),
-            self._clock.wall_ns(),
+            time_ns(),
             reqpath.__version__,
             facts.worker,
             facts.processes,
@@ -378,43 +440,20 @@ class _Body(msgspec.Struct, eq=False):
     def close(self) -> None:
         """Close the application's iterable, then end the record."""
         close = getattr(self._iterable, "close", None)
+        recorder = self._recorder
         if close is None:
-            self._recorder.switch(segments.SEND)
-            self._middleware.finish(self._recorder, closed=True)
+            self._middleware.finish(recorder)
             return
-        self._recorder.enter(self._segment)
-        self._recorder.record.closing_offset_ns = self._recorder.last_ns - self._recorder.base_ns
+        recorder.enter(self._segment)
+        recorder.record.closing_ns = recorder.last_ns
         try:
             close()
         except BaseException as error:
-            self._recorder.fail(error)
+            recorder.fail(error)
             raise
         finally:
-            self._recorder.leave()
-            self._middleware.finish(self._recorder, closed=True)
-
-    def __del__(self) -> None:
-        # A server that never closes the body is at fault, but its request did happen.
-        if not self._recorder.finished:
-            self._recorder.switch(segments.SEND)
-            self._middleware.finish(self._recorder, closed=False)
-
-
-class _MemoryBody(_Body):
-    """A Flask response in memory: when nothing is to be called at its close, no code of the app is."""
-
-    def close(self) -> None:
-        """Close the application's iterable, then end the record."""
-        recorder = self._recorder
-        close = getattr(self._iterable, "close", None)
-        if recorder.on_close or close is None:
-            super().close()
-            return
-        recorder.switch(segments.SEND)
-        try:
-            close()
-        finally:
-            self._middleware.finish(recorder, closed=True)
+            recorder.leave()
+            self._middleware.finish(recorder)
 
 
 class _SizedBody(_Body):
@@ -457,38 +496,49 @@ class _SizedStreamedBody(_StreamedBody):
         return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
 
 
-def _build_timeline(recorder: RequestRecorder) -> list[int]:
-    """Return the marks as `WorkerRecord.timeline` has them."""
-    base_ns = recorder.base_ns
-    return [mark - base_ns if i % 2 else mark for i, mark in enumerate(recorder.marks)]
+def _note_start(
+    recorder: RequestRecorder,
+    start_response: StartResponse,
+    status: str,
+    headers: list[tuple[str, str]],
+    exc_info: Any = None,
+) -> Callable[[bytes], object]:
+    """Stand for `start_response`: note status and instant."""
+    try:
+        record = recorder.record
+        record.status = status
+        record.response_start_ns = monotonic_ns()
+    except Exception:
+        note_fault("the start of a response")
+    if exc_info is None:
+        return start_response(status, headers)
+    return start_response(status, headers, exc_info)
 
 
-def _watch_start(recorder: RequestRecorder, start_response: StartResponse) -> StartResponse:
-    """Return a `start_response` that notes status and instant, and whose `write` counts as sending."""
+def _note_start_and_writes(
+    recorder: RequestRecorder,
+    start_response: StartResponse,
+    status: str,
+    headers: list[tuple[str, str]],
+    exc_info: Any = None,
+) -> Callable[[bytes], object]:
+    """Stand for `start_response`, and have what it returns count as sending."""
+    return partial(_write, recorder, _note_start(recorder, start_response, status, headers, exc_info))
 
-    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
-        try:
-            recorder.record.response_start_offset_ns = recorder.offset_ns()
-            recorder.record.status = int(status[:3])
-        except Exception:
-            note_fault("a status line")
-        if exc_info is None:
-            write = start_response(status, headers)
-        else:
-            write = start_response(status, headers, exc_info)
 
-        def timed_write(chunk: bytes, /) -> object:
-            previous = recorder.switch(segments.SEND)
-            try:
-                result = write(chunk)
-            finally:
-                recorder.switch(previous)
-            recorder.count_bytes(chunk)
-            return result
+def _write(recorder: RequestRecorder, write: Callable[[bytes], object], chunk: bytes, /) -> object:
+    previous = recorder.switch(segments.SEND)
+    try:
+        result = write(chunk)
+    finally:
+        recorder.switch(previous)
+    recorder.count_bytes(chunk)
+    return result
 
-        return timed_write
 
-    return start
+def _bits(names: Iterable[str]) -> int:
+    """Return a bit for each of some of `WORKER_SEGMENTS`."""
+    return sum(1 << WORKER_SEGMENTS.index(name) for name in names)
 
 
 class _SendfileEnd:
@@ -524,25 +574,38 @@ class _SendfileEnd:
         return True
 
 
-def _encode_safely(record: WorkerRecord) -> bytes:
+def _encode_odd(record: RawRecord) -> bytes:
+    # A long path or header, lone surrogates from undecodable bytes, or what a server or driver made up.
+    record.environ = [
+        _encodable(value)[:_MAX_TEXT] if isinstance(value, str) else value if type(value) is int else None
+        for value in record.environ
+    ]
+    record.status = _encodable(record.status)[:_MAX_PATH] if isinstance(record.status, str) else None
+    if record.route is not None:
+        record.route = _encodable(record.route)[:_MAX_PATH]
+    statements = record.statements
+    for at in range(3, len(statements), STATEMENT_ITEMS):
+        if type(statements[at]) is not int or not 0 <= statements[at] < 1 << 64:
+            statements[at] = None
     try:
         payload = encode(record)
         if len(payload) <= _MAX_RECORD_BYTES:
             return payload
     except (UnicodeEncodeError, TypeError, OverflowError):
         pass
-    # Too much, lone surrogates from undecodable bytes, or a foreign type: give up what may hold it.
-    record.attributes, record.events, record.span_status = {}, [], None
-    record.operations, record.dropped_operations = [], record.dropped_operations + len(record.operations)
-    if record.exception is not None:
-        kind, message, stack = (_encodable(text) for text in record.exception)
-        record.exception = kind, message, stack
-    for name in ("method", "path", "route", "host", "span_name"):
-        value = getattr(record, name)
-        if value is not None:
-            setattr(record, name, _encodable(str(value))[:_MAX_PATH])
+    # Too much, or of a foreign type: give up what may be it.
+    record.dropped_operations += len(record.operations) + len(statements) // STATEMENT_ITEMS
+    record.operations, record.statements = [], []
+    notes = record.notes
+    if notes is not None:
+        notes.attributes, notes.events, notes.span_status = {}, [], None
+        if notes.span_name is not None:
+            notes.span_name = _encodable(notes.span_name)
+        if notes.exception is not None:
+            kind, message, stack = (_encodable(text) for text in notes.exception)
+            notes.exception = kind, message, stack
     return encode(record)
 
 
 def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    return str(text).encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Reads the stamps that nginx and uWSGI left in the WSGI environ.
+"""Reads the stamps that nginx and uWSGI left in the WSGI environ, out of a worker's copy of it.
 
 By the uwsgi protocol they are params without the `HTTP_` prefix, which no client can forge::
 
@@ -8,7 +8,7 @@ By the uwsgi protocol they are params without the `HTTP_` prefix, which no clien
     REQPATH_ACCEPT       1732371000123601     µs, from uWSGI's route
     REQPATH_PARSED       1732371000123633     µs, from uWSGI's route
 
-Behind a plain HTTP proxy they are headers, and believed only where the settings say that a proxy sets them.
+Behind a plain HTTP proxy they are headers, and copied only where the settings say that a proxy sets them.
 Source of the header's forms: Heroku's router, Apache's mod_headers (`%t`, `%D`), HAProxy and nginx
 documentation, and Render's.
 """
@@ -16,12 +16,10 @@ documentation, and Render's.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
 
 #: Longer than any request; a stamp older than this is not believed.
 MAX_AGE_NS: Final = 24 * 3600 * 1_000_000_000
@@ -30,8 +28,29 @@ MAX_FUTURE_NS: Final = 5 * 1_000_000_000
 _MAX_AGE_US: Final = MAX_AGE_NS // 1_000
 _MAX_FUTURE_US: Final = MAX_FUTURE_NS // 1_000
 
-_PARAMS: Final = ("REQPATH_TRACEPARENT", "REQPATH_START", "REQPATH_PASS", "REQPATH_ACCEPT", "REQPATH_PARSED")
-#: Their usual values, start and pass with microseconds.
+#: What a worker copies, in this order. Part of the format.
+ENVIRON_KEYS: Final = (
+    "REQPATH_TRACEPARENT",
+    "REQPATH_START",
+    "REQPATH_PASS",
+    "REQPATH_ACCEPT",
+    "REQPATH_PARSED",
+    "REQUEST_METHOD",
+    "PATH_INFO",
+    "SCRIPT_NAME",
+    "HTTP_HOST",
+    "CONTENT_LENGTH",
+    "uwsgi.core",
+    "QUERY_STRING",
+    "HTTP_TRACEPARENT",
+    "HTTP_X_REQUEST_START",
+    "HTTP_X_QUEUE_START",
+)
+#: How many of them, from the first, are always copied; the rest may not be there at all.
+ALWAYS_COPIED: Final = 11
+#: Those that a client can send: copied only where a proxy sets them.
+PROXY_HEADERS: Final = frozenset(ENVIRON_KEYS[12:])
+#: The usual values of the first five, start and pass with microseconds.
 _USUAL: Final = re.compile(
     r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01],[1-9]\d{9}\.\d{6},[1-9]\d{9}\.\d{6},[1-9]\d{15},[1-9]\d{15}",
     re.ASCII,
@@ -65,12 +84,12 @@ class Stamps(NamedTuple):
 _NONE: Final[list[str]] = []
 
 
-def read_stamps(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool) -> Stamps:
-    """Read the stamps of the request being served; `trusted_proxy` says that headers can be believed."""
+def read_stamps(environ: Sequence[Any], now_ns: int) -> Stamps:
+    """Read a request's stamps; `environ` has the values of `ENVIRON_KEYS`, `now_ns` is when it was copied."""
     # All five at once, by position, as the recommended configuration sends them; nothing is done in bytecode
     # that C can do. This runs for every request.
     try:
-        text = ",".join(map(environ.get, _PARAMS))  # type: ignore[arg-type]  # a None raises
+        text = ",".join(environ[:5])  # a None raises
         if _USUAL.fullmatch(text) is not None:
             # Without its dot a stamp is µs; a decoder reads four numbers while `int` reads one.
             stamps_us = _decode_numbers(f"[{text[56:].replace('.', '')}]")
@@ -90,10 +109,17 @@ def read_stamps(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool) -> S
                 )
     except TypeError:
         pass
-    return _read_one_by_one(environ, now_ns, trusted_proxy)
+    return _read_one_by_one(environ, now_ns)
 
 
-def _read_one_by_one(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool) -> Stamps:
+def read_trace(environ: Sequence[Any]) -> tuple[str, str, bool]:
+    """Read only (trace id, parent id, sampled) of what `read_stamps` reads."""
+    header = environ[12] if len(environ) > ALWAYS_COPIED else None
+    parent = parse_traceparent(environ[0] or header or "")
+    return parent or ("", "", True)
+
+
+def _read_one_by_one(environ: Sequence[Any], now_ns: int) -> Stamps:
     rejected: list[str] = []
 
     def believe(name: str, stamp_ns: int | None) -> bool:
@@ -102,25 +128,23 @@ def _read_one_by_one(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool)
         rejected.append(name)
         return False
 
-    parent = None
-    text = environ.get("REQPATH_TRACEPARENT") or (environ.get("HTTP_TRACEPARENT") if trusted_proxy else None)
-    if text:
-        parent = parse_traceparent(text)
-        if parent is None:
-            rejected.append("traceparent")
-    trace_id, parent_id, sampled = parent or ("", "", True)
+    traceparent, start_text, pass_text, accept_text, parsed_text = environ[:5]
+    traceparent_header, request_start, queue_start = environ[12:15] or (None, None, None)
+    trace_id, parent_id, sampled = read_trace(environ)
+    if not trace_id and (traceparent or traceparent_header):
+        rejected.append("traceparent")
 
     start_ns = pass_ns = resolution_ns = accept_ns = parsed_ns = None
-    if text := environ.get("REQPATH_START"):
-        stamp = parse_nginx_stamp(text)
+    if start_text:
+        stamp = parse_nginx_stamp(start_text)
         if believe("nginx_start", stamp and stamp[0]) and stamp is not None:
             start_ns, resolution_ns = stamp
-    if text := environ.get("REQPATH_PASS"):
-        stamp = parse_nginx_stamp(text)
+    if pass_text:
+        stamp = parse_nginx_stamp(pass_text)
         if believe("nginx_pass", stamp and stamp[0]) and stamp is not None:
             pass_ns = stamp[0]
             resolution_ns = max(stamp[1], resolution_ns or 0)
-    elif trusted_proxy and (text := environ.get("HTTP_X_REQUEST_START") or environ.get("HTTP_X_QUEUE_START")):
+    elif text := request_start or queue_start:
         header = parse_request_start(text)
         if (
             believe("nginx_pass", header and header[1])
@@ -128,11 +152,11 @@ def _read_one_by_one(environ: WSGIEnvironment, now_ns: int, trusted_proxy: bool)
             and (header[0] is None or believe("nginx_start", header[0]))
         ):
             start_ns, pass_ns, resolution_ns = header
-    if text := environ.get("REQPATH_ACCEPT"):
-        stamp_ns = parse_microseconds(text)
+    if accept_text:
+        stamp_ns = parse_microseconds(accept_text)
         accept_ns = stamp_ns if believe("accept", stamp_ns) else None
-    if text := environ.get("REQPATH_PARSED"):
-        stamp_ns = parse_microseconds(text)
+    if parsed_text:
+        stamp_ns = parse_microseconds(parsed_text)
         parsed_ns = stamp_ns if believe("parsed", stamp_ns) else None
     return Stamps(
         trace_id, parent_id, sampled, start_ns, pass_ns, resolution_ns, accept_ns, parsed_ns, rejected
