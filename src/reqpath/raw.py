@@ -308,8 +308,9 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
     else:
         if FLASK_START in codes:
             flask_start_ns = instants_ns[codes.index(FLASK_START)] - base_ns
-        if VIEW_END in codes:
+        if VIEW_START in codes:
             view_start_ns = instants_ns[codes.index(VIEW_START)] - base_ns
+        if VIEW_END in codes:
             view_end_ns = instants_ns[codes.index(VIEW_END)] - base_ns
 
     operations = []
