@@ -2,7 +2,7 @@
 
 Writes a spool as four uWSGI workers and a collector would, one worker record with two queries and one line of
 nginx per request, then runs the real command on it. So that the figure means something on another machine,
-the same files are also only decoded, record by record with msgspec, in the same run::
+the same files are also only read, each record made of what the worker noted, in the same run::
 
     $ python benchmarks/report.py
     spool            1,000,000 requests, 678 MB in 85 files
