@@ -760,13 +760,13 @@ def test_a_ping_that_connects_anew_is_a_connection_and_pings(connect: Connect) -
     assert [kind for kind, _statement in _shown(recorder)] == [
         "query",
         "query",
+        "ping",
         "connect",
         "ping",
-        "ping",
         "query",
-    ]
+    ], "in the order in which they began"
     operations = read(recorder).operations
-    assert operations[0].connection != operations[2].connection == operations[-1].connection
+    assert operations[0].connection != operations[3].connection == operations[-1].connection
 
 
 def test_the_database_that_is_used_is_named(connect: Connect) -> None:
@@ -838,6 +838,7 @@ warnings.simplefilter("ignore")
 from gevent import monkey
 monkey.patch_all()
 import sys, gevent, pymysql
+from tests.worker.recorders import read
 from tests.worker.test_pymysql import _request, _shown
 from reqpath.settings import Settings
 from reqpath.worker.pymysql import install
