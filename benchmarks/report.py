@@ -5,9 +5,9 @@ nginx per request, then runs the real command on it. So that the figure means so
 the same files are also only read, each record made of what the worker noted, in the same run::
 
     $ python benchmarks/report.py
-    spool            1,000,000 requests, 678 MB in 85 files
-    decoding alone   3.5 s CPU
-    report --json    9.9 s CPU, 9.8 s elapsed, 241 MB peak, 2.8 times decoding
+    spool            1,000,000 requests, 817 MB in 99 files
+    decoding alone   12.3 s CPU
+    report --json    16.3 s CPU, 16.2 s elapsed, 245 MB peak, 1.3 times decoding
 
 The ratio is what carries over to another machine.
 """
