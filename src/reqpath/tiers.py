@@ -205,6 +205,13 @@ class Timing(NamedTuple):
     #: answered. The total is to the worker's end, so it is more than the client waited.
     abandoned: bool
 
+    @property
+    def longest(self) -> tuple[str, int]:
+        """The segment that took the most, or the residual, and its ns."""
+        times = [(value or 0, name) for name, value in zip(NAMES, self.segments, strict=True)]
+        longest_ns, name = max([(self.residual_ns, "residual"), *times])
+        return name, longest_ns
+
 
 def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     """Split one request's time into segments.

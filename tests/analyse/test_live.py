@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqpath.analyse.live import KEPT_S, LiveFigures, LiveWindow, longest_of
+from reqpath.analyse.live import KEPT_S, LiveFigures, LiveWindow
 from reqpath.path import RequestPath
 from tests.factories import NOW_NS, make_nginx_record, make_path, make_shop_paths
 from tests.strategies import request_paths
@@ -70,7 +70,7 @@ def test_the_slowest_requests_are_named_and_their_longest_segment() -> None:
     figures = build(paths, NOW_NS + 5 * S)
     expected = sorted(paths, key=lambda path: -path.timing.total_ns)[:10]
     assert [path.trace_id for path in figures.slowest[:10]] == [path.trace_id for path in expected]
-    assert longest_of(figures.slowest[0]) == ("mysql.query", 54 * MS)
+    assert figures.slowest[0].timing.longest == ("mysql.query", 54 * MS)
 
 
 def test_routes_have_their_errors_and_their_share_of_the_time() -> None:

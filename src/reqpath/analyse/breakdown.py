@@ -34,7 +34,7 @@ from reqpath.analyse.operations import OTHERS, OperationTable
 from reqpath.path import RequestPath
 from reqpath.record import WriterInfo
 from reqpath.spool import SpoolLosses
-from reqpath.tiers import NAMES, SEGMENTS, WORKER_SEGMENTS, read_in_order
+from reqpath.tiers import SEGMENTS, WORKER_SEGMENTS, read_in_order
 
 if TYPE_CHECKING:
     from reqpath.traces.counts import TraceCounts
@@ -345,12 +345,7 @@ class BreakdownBuilder:
         slowest = []
         for total_ns, _, path in sorted(self._slowest, key=lambda entry: (-entry[0], -entry[1])):
             timing = path.timing
-            longest_ns, longest = max(
-                [
-                    (timing.residual_ns, "residual"),
-                    *((value or 0, name) for name, value in zip(NAMES, timing.segments, strict=True)),
-                ]
-            )
+            longest, longest_ns = timing.longest
             slowest.append(
                 SlowRequest(
                     total_ns,

@@ -26,7 +26,7 @@ from reqpath.analyse.columns import Names
 from reqpath.analyse.figures import common_resolution
 from reqpath.instants import find_end_ns, find_first_ns
 from reqpath.path import RequestPath
-from reqpath.tiers import INDEX, NAMES, SEGMENTS, TIERS
+from reqpath.tiers import INDEX, SEGMENTS, TIERS
 
 #: Seconds that are remembered.
 KEPT_S: Final = 60
@@ -319,18 +319,6 @@ class LiveWindow:
         number = self._workers.number(f"{name} {info.host}")
         self._slots[number] = info.threads or 1
         return number
-
-
-def longest_of(path: RequestPath) -> tuple[str, int]:
-    """Return the segment that took the most of a request, or the residual, and its ns."""
-    timing = path.timing
-    longest_ns, longest = max(
-        [
-            (timing.residual_ns, "residual"),
-            *((value or 0, name) for name, value in zip(NAMES, timing.segments, strict=True)),
-        ]
-    )
-    return longest, longest_ns
 
 
 def _end_of(path: RequestPath) -> int:

@@ -24,7 +24,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from reqpath.analyse.figures import resolution_of
-from reqpath.analyse.live import KEPT_S, LiveFigures, LiveTier, LiveWindow, longest_of
+from reqpath.analyse.live import KEPT_S, LiveFigures, LiveTier, LiveWindow
 from reqpath.path import RequestPath
 from reqpath.render.palette import PALETTE
 from reqpath.render.text import build_bar
@@ -499,7 +499,7 @@ def build_requests(
     for path in paths:
         timing = path.timing
         ago_s = max(0, figures.now_ns - timing.start_ns - timing.total_ns) // 1_000_000_000
-        longest, longest_ns = longest_of(path)
+        longest, longest_ns = path.timing.longest
         most = format_duration(longest_ns, resolution_of(longest, timing.resolution_ns), digits=2)
         tier = "residual" if longest == "residual" else SEGMENTS[INDEX[longest]].tier
         letter, colour = PALETTE[tier]

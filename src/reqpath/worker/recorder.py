@@ -77,8 +77,6 @@ class RequestRecorder(msgspec.Struct, eq=False):
     #: Ends the record of a request whose server forgot it.
     finish: Callable[[RequestRecorder, int], None]
     finished: bool = False
-    #: Flask's context of the request, until the route is read from it.
-    flask_context: Any = None
     #: OpenTelemetry's context with the request's span; None where that failed, where the app's own
     #: instrumentation has a span of the request, and after the end.
     span_context: Context | None = None
