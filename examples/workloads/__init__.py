@@ -2,7 +2,7 @@
 
 `WORKLOADS_CONNECTION` says whether a thread keeps its database connection (`pooled`) or each request opens
 its own (`per-request`); `WORKLOADS_CPU_ROUNDS` how much `/cpu` computes, see `calibrate`;
-`WORKLOADS_PLANTED_NS` what each query takes longer, see `plant`.
+`WORKLOADS_PLANTED_NS` and `WORKLOADS_PLANTED_MOST_NS` what each query takes longer, see `plant`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def create_app() -> Flask:
     app.config["CPU_ROUNDS"] = int(os.environ.get("WORKLOADS_CPU_ROUNDS", "100"))
     app.register_blueprint(views.blueprint)
     app.teardown_appcontext(database.close_connection)
-    plant()
+    put_around = plant()
     ReqPath(app)
+    if put_around is not None:
+        app.wsgi_app = put_around(app.wsgi_app)  # type: ignore[method-assign]  # Flask's own way
     return app

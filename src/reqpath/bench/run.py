@@ -109,9 +109,12 @@ class Bench:
     def build_topology(self, cell: Cell) -> Topology:
         """Return what is started for a cell."""
         environment = (*self.environment, ("WORKLOADS_CONNECTION", cell.connection))
-        if any(one.planted_ns for one in self.plan.cells):
-            # Where nothing is planted too: the planting has to be the same in all of them.
-            environment += (("WORKLOADS_PLANTED_NS", str(cell.planted_ns)),)
+        if most_ns := max(one.planted_ns for one in self.plan.cells):
+            # Where nothing is planted too: all have to take as much of the processors.
+            environment += (
+                ("WORKLOADS_PLANTED_NS", str(cell.planted_ns)),
+                ("WORKLOADS_PLANTED_MOST_NS", str(most_ns)),
+            )
         return Topology(
             app=self.app,
             transport=cell.hop1,
