@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from opentelemetry import context as otel_context
 
-from reqpath.record import Record
+from reqpath.record import NginxRecord, Record
 from reqpath.spool import SpoolReader
+from reqpath.usual import complete
 from reqpath.worker import guard
 from reqpath.worker.recorder import current
 
@@ -122,12 +123,16 @@ def fake_clock() -> Iterator[FakeClock]:
 
 @pytest.fixture
 def read_records() -> Callable[[str], list[Record]]:
-    """Return a function that reads all records of a spool, in the order of their files."""
+    """Return a function that reads all records of a spool, completed, in the order of their files."""
 
     def read(spool: str) -> list[Record]:
         if not os.path.isdir(spool):
             return []
-        return [record for _info, records in SpoolReader(spool).read() for record in records]
+        return [
+            record if isinstance(record, NginxRecord) else complete(record, info.writer_id)
+            for info, records in SpoolReader(spool).read()
+            for record in records
+        ]
 
     return read
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from reqpath import conventions as names
 from reqpath.path import RequestPath
+from reqpath.raw import CLOSED, NOT_CLOSED, NOT_SENT, SEGMENT_OF, Link, RawOperation, RawRecord
 from reqpath.record import (
     AppSpan,
     Attempt,
@@ -32,6 +33,7 @@ statuses = st.sampled_from((200, 201, 302, 404, 499, 500, 502, 504))
 hosts = st.sampled_from(("shop.example", "shop.example:8080", "[::1]:80", "::1", "a:b", ":", "x:080")) | texts
 span_ids = st.integers(1, (1 << 64) - 1).map(lambda number: f"{number:016x}")
 trace_ids = st.integers(1, (1 << 128) - 1).map(lambda number: f"{number:032x}")
+QUERY, SEND = map(WORKER_SEGMENTS.index, ("mysql.query", "uwsgi.send"))
 methods = st.sampled_from(("GET", "POST", "PUT", "BREW", "get", ""))
 resolutions = st.sampled_from((US, MS))
 kinds: st.SearchStrategy[Literal["connect", "query", "commit", "rollback", "ping"]] = st.sampled_from(
@@ -241,3 +243,65 @@ def request_paths(draw: st.DrawFn) -> RequestPath:
         retried = (draw(workers(span_id=ids[2], **fixed)),)
     info: WriterInfo = draw(infos)
     return RequestPath(worker, info, line, retried)
+
+
+@st.composite
+def raw_records(draw: st.DrawFn) -> RawRecord:
+    """A request as its worker notes it, most often with all its stamps in order and nothing odd about it."""
+    instants_ns = [draw(st.integers(1, 1 << 62))]
+    for _ in range(draw(st.integers(1, 12))):
+        instants_ns.append(instants_ns[-1] + draw(durations))
+    codes = [*(draw(st.sampled_from(range(len(SEGMENT_OF)))) for _ in instants_ns[1:]), SEND]
+    marks = [number for mark in zip(codes, instants_ns, strict=True) for number in mark]
+    gaps_us = draw(st.lists(st.integers(0, 5_000) | st.integers(-500, 500), min_size=4, max_size=4))
+    parsed_us = NOW_NS // US - gaps_us[3]
+    accept_us = parsed_us - gaps_us[2]
+    pass_us = accept_us - gaps_us[1]
+    start_us = pass_us - gaps_us[0]
+    if draw(st.integers(0, 9)) == 0:
+        # A clock that was set, by hours or days.
+        accept_us += draw(st.sampled_from((-1, 1))) * draw(st.sampled_from((3_600, 100_000))) * 1_000_000
+    environ: list[Any] = [
+        f"00-{draw(trace_ids)}-{draw(span_ids)}-0{draw(st.integers(0, 1))}",
+        f"{start_us // 1_000_000}.{start_us % 1_000_000:06d}",
+        f"{pass_us // 1_000_000}.{pass_us % 1_000_000:06d}",
+        f"{accept_us}",
+        f"{parsed_us}",
+        draw(methods),
+        draw(st.sampled_from(("/", "/items/7", "", "/\xe4", "/" * 2_000))),
+        draw(st.sampled_from(("", "/shop"))),
+        draw(st.sampled_from(("shop.example", None))),
+        draw(st.sampled_from(("", "17", "x", None))),
+        draw(st.sampled_from((0, 3, None))),
+    ]
+    spoilt = draw(st.integers(0, 3 * len(environ)))
+    if spoilt < len(environ):
+        environ[spoilt] = draw(st.sampled_from((None, "", "x", 7)))
+    ends = st.sampled_from(instants_ns)
+    link: Link = (draw(transports), "db", draw(st.none() | st.integers(1, 65_535)), "shop", 3)
+    statements: list[Any] = []
+    for code, sent_ns in zip(codes, instants_ns, strict=True):
+        if code == QUERY and draw(st.booleans()):
+            end_ns = max(sent_ns, draw(ends))
+            text = draw(st.sampled_from(("SELECT ?", "COMMIT")))
+            statements += [sent_ns, end_ns, text, draw(statuses), link]
+    return RawRecord(
+        NOW_NS,
+        environ,
+        marks,
+        draw(st.integers(0, (1 << 64) - 1)),
+        draw(st.sampled_from((0, 0, 1, 0b11110000, (1 << len(WORKER_SEGMENTS)) - 1))),
+        draw(transports),
+        draw(st.integers(0, 9)),
+        statements,
+        [RawOperation(1, -1, 2, None, None, link)] if draw(st.integers(0, 9)) == 0 else [],
+        draw(st.sampled_from(("200 OK", "500 INTERNAL SERVER ERROR", "", None, 7))),
+        draw(st.sampled_from(("/items/<id>", None))),
+        draw(st.sampled_from((None, instants_ns[-1]))),
+        draw(st.sampled_from((None, instants_ns[-1]))),
+        draw(st.none() | st.integers(0, 9)),
+        draw(st.none() | st.integers(0, 9)),
+        draw(st.none() | st.integers(9, 99)),
+        draw(st.none() | st.integers(0, 9)),
+        draw(st.sampled_from((CLOSED, CLOSED, CLOSED, NOT_CLOSED, NOT_SENT))),
+    )

@@ -19,9 +19,8 @@ from reqpath.record import (
     decode_info,
     decode_record,
     encode,
-    finished_at_ns,
 )
-from tests.factories import NOW_NS, make_nginx_record, make_worker_record, make_writer_info
+from tests.factories import make_nginx_record, make_worker_record, make_writer_info
 
 FULL_WORKER = make_worker_record(
     operations=[
@@ -139,9 +138,3 @@ def test_random_bytes_raise_what_is_documented(data: bytes) -> None:
             pass
         else:
             pytest.fail("a record came out of random bytes")
-
-
-def test_a_record_is_finished_when_its_writer_was_done() -> None:
-    assert finished_at_ns(make_worker_record(closed_offset_ns=7)) == NOW_NS + 7
-    assert finished_at_ns(make_worker_record(closed_offset_ns=None)) == NOW_NS
-    assert finished_at_ns(make_nginx_record(end_ns=9)) == 9

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reqpath.path import RequestPath
 from reqpath.record import Attempt, NginxRecord, WorkerRecord
 from reqpath.tiers import (
     INDEX,
@@ -20,7 +21,6 @@ from reqpath.tiers import (
     _measure_any,
     _measure_usual,
     measure,
-    measure_extent,
 )
 from tests.factories import NOW_NS, make_nginx_record, make_worker_record
 
@@ -493,7 +493,7 @@ def test_known_segments_and_the_residual_are_the_total(
             for name in STAMPS[stamp][0]:
                 assert timing.segments[INDEX[name]] is None, "unknown is never zero"
     assert timing.segments[INDEX["nginx.local"]] is None
-    assert measure_extent(worker, nginx) == (timing.start_ns, timing.total_ns)
+    assert RequestPath(worker, None, nginx).extent == (timing.start_ns, timing.total_ns)
 
 
 @given(
@@ -526,7 +526,7 @@ def test_the_short_way_of_the_usual_request_comes_to_the_same(
     assert (usual is not None) == (in_order and send_ns >= -resolution_ns - US and end_ns >= start_ns)
     if usual is not None:
         assert usual == _measure_any(worker, nginx)
-        assert measure_extent(worker, nginx) == (usual.start_ns, usual.total_ns)
+        assert RequestPath(worker, None, nginx).extent == (usual.start_ns, usual.total_ns)
 
 
 @given(nginx=nginx_records())

@@ -29,5 +29,5 @@ def create_app() -> Flask:
     put_around = plant()
     ReqPath(app)
     if put_around is not None:
-        app.wsgi_app = put_around(app.wsgi_app)  # type: ignore[method-assign]  # Flask's own way
+        app.wsgi_app = put_around(app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask's way
     return app

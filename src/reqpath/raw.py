@@ -58,7 +58,7 @@ _FETCH: Final = WORKER_SEGMENTS.index("mysql.fetch")
 _COMMIT: Final = WORKER_SEGMENTS.index("mysql.commit")
 _SEND: Final = WORKER_SEGMENTS.index("uwsgi.send")
 _SEGMENTS: Final = len(WORKER_SEGMENTS)
-_FLASK_SEGMENTS: Final = frozenset(
+FLASK_SEGMENTS: Final = frozenset(
     index for index, name in enumerate(WORKER_SEGMENTS) if name.startswith("flask.")
 )
 
@@ -391,7 +391,7 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
         record.timeline = timeline
     for index in _unmeasured_of(raw.unmeasured):
         # Another app's hook may have measured it, or Flask inside a plain middleware.
-        if not exclusive_ns[index] and (index not in _FLASK_SEGMENTS or flask_start_ns is None):
+        if not exclusive_ns[index] and (index not in FLASK_SEGMENTS or flask_start_ns is None):
             exclusive_ns[index] = None
     if raw.end == NOT_SENT:
         exclusive_ns[_SEND] = None

@@ -216,13 +216,6 @@ decode_record = msgspec.msgpack.Decoder(Record).decode
 decode_info = msgspec.msgpack.Decoder(WriterInfo).decode
 
 
-def finished_at_ns(record: Record) -> int:
-    """Return the wall-clock instant at which the record's writer was done with the request."""
-    if isinstance(record, WorkerRecord):
-        return record.app_start_ns + (record.closed_offset_ns or 0)
-    return record.end_ns
-
-
 def operation_time_ns(operation: Operation) -> int:
     """Return how long the client was at an operation, without what it did between two fetches."""
     if operation.fetch_ns is None or operation.first_byte_ns is None:

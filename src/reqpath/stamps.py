@@ -50,11 +50,15 @@ ENVIRON_KEYS: Final = (
 ALWAYS_COPIED: Final = 11
 #: Those that a client can send: copied only where a proxy sets them.
 PROXY_HEADERS: Final = frozenset(ENVIRON_KEYS[12:])
-#: The usual values of the first five, start and pass with microseconds.
-_USUAL: Final = re.compile(
-    r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01],[1-9]\d{9}\.\d{6},[1-9]\d{9}\.\d{6},[1-9]\d{15},[1-9]\d{15}",
-    re.ASCII,
+#: The usual values of the first five, start and pass with microseconds, joined by commas: a pattern.
+USUAL_TEXT: Final = ",".join(
+    (
+        r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01]",
+        *(r"[1-9]\d{9}\.\d{6}",) * 2,
+        *(r"[1-9]\d{15}",) * 2,
+    )
 )
+_USUAL: Final = re.compile(USUAL_TEXT, re.ASCII)
 _decode_numbers: Final = msgspec.json.Decoder(list[int]).decode
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
@@ -87,29 +91,38 @@ _NONE: Final[list[str]] = []
 def read_stamps(environ: Sequence[Any], now_ns: int) -> Stamps:
     """Read a request's stamps; `environ` has the values of `ENVIRON_KEYS`, `now_ns` is when it was copied."""
     # All five at once, by position, as the recommended configuration sends them; nothing is done in bytecode
-    # that C can do. This runs for every request.
+    # that C can do.
     try:
         text = ",".join(environ[:5])  # a None raises
-        if _USUAL.fullmatch(text) is not None:
-            # Without its dot a stamp is µs; a decoder reads four numbers while `int` reads one.
-            stamps_us = _decode_numbers(f"[{text[56:].replace('.', '')}]")
-            now_us = now_ns // 1_000
-            if min(stamps_us) >= now_us - _MAX_AGE_US and max(stamps_us) <= now_us + _MAX_FUTURE_US:
-                start_us, pass_us, accept_us, parsed_us = stamps_us
-                return (  # type: ignore[return-value]  # a Stamps takes four times as long to make
-                    text[3:35],
-                    text[36:52],
-                    text[54] == "1",
-                    start_us * 1_000,
-                    pass_us * 1_000,
-                    1_000,
-                    accept_us * 1_000,
-                    parsed_us * 1_000,
-                    _NONE,
-                )
     except TypeError:
-        pass
+        return _read_one_by_one(environ, now_ns)
+    if _USUAL.fullmatch(text) is not None:
+        stamps_ns = read_usual_numbers(text[56:], now_ns)
+        if stamps_ns is not None:
+            start_ns, pass_ns, accept_ns, parsed_ns = stamps_ns
+            return (  # type: ignore[return-value]  # a Stamps takes four times as long to make
+                text[3:35],
+                text[36:52],
+                text[54] == "1",
+                start_ns,
+                pass_ns,
+                1_000,
+                accept_ns,
+                parsed_ns,
+                _NONE,
+            )
     return _read_one_by_one(environ, now_ns)
+
+
+def read_usual_numbers(text: str, now_ns: int) -> tuple[int, int, int, int] | None:
+    """Read start, pass, accept and parsed, ns, in their usual form; None when not all can be believed."""
+    # Without its dot a stamp is µs; a decoder reads four numbers while `int` reads one.
+    stamps_us = _decode_numbers(f"[{text.replace('.', '')}]")
+    now_us = now_ns // 1_000
+    if min(stamps_us) < now_us - _MAX_AGE_US or max(stamps_us) > now_us + _MAX_FUTURE_US:
+        return None
+    start_us, pass_us, accept_us, parsed_us = stamps_us
+    return start_us * 1_000, pass_us * 1_000, accept_us * 1_000, parsed_us * 1_000
 
 
 def read_trace(environ: Sequence[Any]) -> tuple[str, str, bool]:

@@ -169,8 +169,8 @@ _RECEIVE: Final = INDEX["nginx.receive"]
 _LOCAL: Final = INDEX["nginx.local"]
 _UPSTREAM: Final = INDEX["nginx.upstream"]
 #: uWSGI's route variables are good to a microsecond; so is what `accept` and `parsed` are compared with.
-_UWSGI_RESOLUTION_NS: Final = 1_000
-_UWSGI_TOLERANCE_NS: Final = 2 * _UWSGI_RESOLUTION_NS
+UWSGI_RESOLUTION_NS: Final = 1_000
+_UWSGI_TOLERANCE_NS: Final = 2 * UWSGI_RESOLUTION_NS
 #: nginx rounds the time of each upstream attempt to a millisecond, also where its stamps are finer.
 _ATTEMPT_RESOLUTION_NS: Final = 1_000_000
 #: Closing a body takes 10 to 100 µs by itself; what takes longer is work of the app's after its answer.
@@ -228,19 +228,6 @@ def measure(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
     return _measure_usual(worker, nginx) or _measure_any(worker, nginx)
 
 
-def measure_extent(worker: WorkerRecord | None, nginx: NginxRecord | None) -> tuple[int, int]:
-    """Return `start_ns` and `total_ns` as `measure` has them, for who judges many requests and splits few.
-
-    Nearly every request's stamps are all there and in order, so that no segment is needed for it.
-
-    Raises: ValueError when both records are None.
-    """
-    stamps = None if worker is None else read_in_order(worker, nginx)
-    if stamps is not None:
-        return stamps[0], stamps[-1] - stamps[0]
-    return measure(worker, nginx)[:2]
-
-
 def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | None:
     """Split a request whose stamps are all there and in order: each segment is a difference, and none is odd.
 
@@ -260,7 +247,7 @@ def _measure_usual(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing | 
             total_ns,
             segments,
             total_ns - sum(filter(None, segments)),
-            max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns),
+            max(worker.nginx_resolution_ns or UWSGI_RESOLUTION_NS, nginx.resolution_ns),
             () if end_ns >= closed_ns else ("nginx.send",),
             (),
             (),
@@ -275,7 +262,7 @@ def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> Stamps | N
     nginx's end, the last, may come before the closing by as much as nginx rounds: stock nginx nearly always
     cuts that off. None for any other request, and for instants that do not fit 63 bits.
     """
-    if nginx is None or len(nginx.attempts) > 1:
+    if nginx is None:
         return None
     start_ns, pass_ns, accept_ns, parsed_ns, closed_offset_ns = (
         worker.nginx_start_ns,
@@ -292,17 +279,32 @@ def read_in_order(worker: WorkerRecord, nginx: NginxRecord | None) -> Stamps | N
         or closed_offset_ns is None
     ):
         return None
-    app_start_ns, end_ns = worker.app_start_ns, nginx.end_ns
-    closed_ns = app_start_ns + closed_offset_ns
-    if not 0 <= start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= _LAST_NS:
+    app_start_ns = worker.app_start_ns
+    return order_stamps(
+        (start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, app_start_ns + closed_offset_ns),
+        worker.nginx_resolution_ns or UWSGI_RESOLUTION_NS,
+        nginx,
+    )
+
+
+def order_stamps(
+    stamps: tuple[int, int, int, int, int, int], resolution_ns: int, nginx: NginxRecord
+) -> Stamps | None:
+    """Return what `read_in_order` does, of the first six stamps; `resolution_ns` is that of nginx's."""
+    start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns = stamps
+    if (
+        len(nginx.attempts) > 1
+        or not 0 <= start_ns <= pass_ns <= accept_ns <= parsed_ns <= app_start_ns <= closed_ns <= _LAST_NS
+    ):
         return None
+    end_ns = nginx.end_ns
     if end_ns < closed_ns:
-        resolution_ns = max(worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS, nginx.resolution_ns)
-        if end_ns < max(start_ns, closed_ns - resolution_ns - _UWSGI_RESOLUTION_NS):
+        resolution_ns = max(resolution_ns, nginx.resolution_ns)
+        if end_ns < max(start_ns, closed_ns - resolution_ns - UWSGI_RESOLUTION_NS):
             return None
     elif end_ns > _LAST_NS:
         return None
-    return start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns
+    return *stamps, end_ns
 
 
 def split_in_order(stamps: Iterable[Ns], exclusive_ns: Iterable[Any]) -> tuple[Any, ...]:
@@ -362,7 +364,7 @@ def _measure_any(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing:
 
     # By nginx's clock.
     start_ns, pass_ns, end_ns = worker.nginx_start_ns, worker.nginx_pass_ns, None
-    resolution_ns = worker.nginx_resolution_ns or _UWSGI_RESOLUTION_NS
+    resolution_ns = worker.nginx_resolution_ns or UWSGI_RESOLUTION_NS
     attempts: list[Attempt] = []
     if nginx is not None:
         end_ns, attempts = nginx.end_ns, nginx.attempts
@@ -371,7 +373,7 @@ def _measure_any(worker: WorkerRecord, nginx: NginxRecord | None) -> Timing:
             start_ns = nginx.start_ns
         if pass_ns is None:
             pass_ns = nginx.pass_ns
-    tolerance_ns = resolution_ns + _UWSGI_RESOLUTION_NS
+    tolerance_ns = resolution_ns + UWSGI_RESOLUTION_NS
     receive_ns: int | None = None
     if start_ns is not None and pass_ns is not None:
         receive_ns = pass_ns - start_ns

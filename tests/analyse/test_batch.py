@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from reqpath.analyse.batch import Batch, pack_stamps
+from reqpath.analyse.batch import ENDS_EARLY, ODD, measure_batch
 from reqpath.path import RequestPath
-from reqpath.record import Attempt
-from reqpath.tiers import WORKER_SEGMENTS, read_in_order
+from reqpath.record import Attempt, encode
+from reqpath.tiers import WORKER_SEGMENTS, measure
+from reqpath.usual import UsualRecord, complete, finished_at_ns, is_usual
 from tests.factories import NOW_NS, make_nginx_record, make_worker_record
+from tests.strategies import raw_records
 
 US = 1_000
 MS = 1_000_000
@@ -25,6 +28,7 @@ absent = st.sampled_from(
     (None, None, None, "worker", "line", "accept_ns", "nginx_start_ns", "closed_offset_ns")
 )
 resolutions = st.sampled_from((US, MS))
+_decode = msgspec.msgpack.Decoder(UsualRecord).decode
 
 
 @st.composite
@@ -55,19 +59,24 @@ def request_paths(draw: st.DrawFn) -> RequestPath:
     return RequestPath(None if lacks == "worker" else worker, None, None if lacks == "line" else line)
 
 
-@given(st.lists(request_paths(), min_size=1, max_size=6))
+@st.composite
+def usual_paths(draw: st.DrawFn) -> RequestPath:
+    """Return a path as a reader has it, whose worker's record was left as it is."""
+    record = _decode(encode(draw(raw_records())))
+    head = record if is_usual(record) else complete(record, "0" * 16)
+    line = make_nginx_record(
+        end_ns=finished_at_ns(head) + draw(st.integers(-3 * MS, 3 * MS) | st.sampled_from((-US, MS))),
+        resolution_ns=draw(resolutions),
+        attempts=[Attempt("a", response_ns=MS)] * draw(st.sampled_from((1, 1, 1, 2))),
+    )
+    retried = (head,) if draw(st.integers(0, 9)) == 0 else ()
+    return RequestPath(head, None, line if draw(st.integers(0, 9)) else None, retried)
+
+
+@given(st.lists(request_paths() | usual_paths(), min_size=1, max_size=6))
 def test_each_request_comes_to_what_it_comes_to_alone(paths: list[RequestPath]) -> None:
-    batch = Batch()
-    for path in paths:
-        stamps = None if path.worker is None else read_in_order(path.worker, path.nginx)
-        event("in order" if stamps else "odd")
-        if path.worker is None or stamps is None:
-            batch.add_odd(path.timing)
-        else:
-            batch.stamps.append(pack_stamps(*stamps))
-            batch.exclusive_ns.append(path.worker.exclusive_ns)
-    found = batch.measure()
-    timings = [path.timing for path in paths]
+    found = measure_batch(paths)
+    timings = [measure(path.worker, path.nginx) for path in paths]
     assert found.total_ns.tolist() == [timing.total_ns for timing in timings]
     assert found.residual_ns.tolist() == [timing.residual_ns for timing in timings]
     assert [
@@ -76,3 +85,9 @@ def test_each_request_comes_to_what_it_comes_to_alone(paths: list[RequestPath]) 
     ] == [timing.segments for timing in timings]
     assert found.first_ns == min(timing.start_ns for timing in timings)
     assert found.last_ns == max(timing.start_ns + timing.total_ns for timing in timings)
+    for path, timing, kind in zip(paths, timings, found.kind.tolist(), strict=True):
+        event(f"{type(path.head).__name__} {('in order', 'ends early', 'odd')[kind]}")
+        if kind != ODD:
+            assert timing.clamped == (("nginx.send",) if kind == ENDS_EARLY else ())
+            assert not timing.skewed + timing.missing
+            assert not timing.abandoned

@@ -11,6 +11,7 @@ from reqpath.collect.join import Joiner, read_paths
 from reqpath.path import RequestPath
 from reqpath.record import Attempt, NginxRecord, Record, WorkerRecord, WriterInfo, encode
 from reqpath.spool import SpoolReader, SpoolWriter
+from reqpath.usual import AnyRecord
 from tests.factories import NOW_NS, make_nginx_record, make_worker_record, make_writer_info
 
 WORKER = make_writer_info()
@@ -85,7 +86,7 @@ def test_nothing_waits_in_a_spool_without_a_collector() -> None:
 
 def test_what_waits_is_bounded_and_the_oldest_goes_first() -> None:
     joiner = Joiner(max_held=2)
-    records: list[Record] = [make_worker_record(parent_id=f"{number:016x}") for number in range(1, 6)]
+    records: list[AnyRecord] = [make_worker_record(parent_id=f"{number:016x}") for number in range(1, 6)]
     paths = joiner.add(WORKER, records)
     assert [path.worker for path in paths] == records[:3]
     assert joiner.held == 2

@@ -71,7 +71,7 @@ def make_retried() -> RequestPath:
         Attempt("10.0.0.1:3031", 502, 0, None, 500_000),
         Attempt("10.0.0.2:3031", 200, 0, 1, 2),
     ]
-    path.retried = (make_worker_record(status=None),)
+    path.retried_heads = (make_worker_record(status=None),)
     return path
 
 

@@ -26,23 +26,24 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from reqpath.analyse.batch import Batch, pack_stamps
-from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, order_stably, to_floats
+from reqpath.analyse.batch import ODD, measure_batch
+from reqpath.analyse.columns import UNKNOWN, Column, FloatArray, IntArray, Names, order_stably, to_floats
 from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
 from reqpath.analyse.group import GroupBuilder, Mark, count_marks
 from reqpath.analyse.operations import OTHERS, OperationTable
 from reqpath.path import RequestPath
 from reqpath.record import WriterInfo
 from reqpath.spool import SpoolLosses
-from reqpath.tiers import SEGMENTS, WORKER_SEGMENTS, read_in_order
+from reqpath.tiers import SEGMENTS, WORKER_SEGMENTS
+from reqpath.usual import UsualRecord
 
 if TYPE_CHECKING:
     from reqpath.traces.counts import TraceCounts
 
 #: Routes told apart; what comes later is added to one named "(others)": a client can send any method.
 MAX_ROUTES: Final = 2_000
-#: Paths taken together: enough that numpy's calls cost little, and few enough to hold.
-BATCH: Final = 2_048
+#: Paths taken together: enough that numpy's calls cost little, and so few that they stay in the cache.
+BATCH: Final = 512
 #: Marks that are known without being looked up in full; a client can send any method.
 _MAX_SHORTCUTS: Final = 10_000
 #: What a request takes of its worker before the application.
@@ -92,71 +93,60 @@ class BreakdownBuilder:
     def extend(self, paths: Iterable[RequestPath]) -> None:
         """Add requests."""
         paths = iter(paths)
-        while self._add(islice(paths, BATCH)):
-            pass
+        while batch := list(islice(paths, BATCH)):
+            self._add(batch)
 
-    def _add(self, paths: Iterable[RequestPath]) -> int:
-        """Add so many requests that a batch is small; return how many they were."""
+    def _add(self, paths: list[RequestPath]) -> None:
+        """Add some requests, so few that they can be held."""
         # All that a million turns look up is looked up once.
         shortcuts, workers, operations = self._shortcuts, self._workers, self._operations
-        batch = Batch()
+        timings = measure_batch(paths)
         marks: list[int] = []
         numbers: list[int] = []
         cpu: list[int | None] = []
         run_queue: list[int | None] = []
-        for row, path in enumerate(paths, self._count):
-            worker, line = path.worker, path.nginx
-            if (
-                worker is None
-                or line is None
-                or path.retried
-                or (stamps := read_in_order(worker, line)) is None
-            ):
-                timing = path.timing
-                batch.add_odd(timing)
-                total_ns = timing.total_ns
+        key: tuple[object, ...]
+        for row, (path, kind) in enumerate(zip(paths, timings.kind.tolist(), strict=True), self._count):
+            head, line, info = path.head, path.nginx, path.info
+            if kind == ODD or head is None or line is None:
                 route, mark = self._mark_path(path)
             else:
-                batch.stamps.append(pack_stamps(*stamps))
-                batch.exclusive_ns.append(worker.exclusive_ns)
-                start_ns, _, _, _, _, closed_ns, end_ns = stamps
-                total_ns = end_ns - start_ns
-                key = (
-                    worker.method,
-                    worker.route,
-                    worker.status,
-                    worker.transport,
-                    worker.nginx_resolution_ns,
-                    line.status,
-                    line.resolution_ns,
-                    end_ns < closed_ns,
-                )
+                if isinstance(head, UsualRecord):
+                    # Its status line and resolution are not worked out for each.
+                    key = (head.environ[5], head.route, head.status_line, head.transport)
+                else:
+                    key = (head.method, head.route, head.status, head.transport, head.nginx_resolution_ns)
+                key += (line.status, line.resolution_ns, kind)
                 found = shortcuts.get(key)
                 if found is None:
                     found = self._learn_shortcut(key, path)
                 route, mark = found
             marks.append(mark)
-            if total_ns > self._slowest_limit:
-                self._keep_slow(total_ns, row, path)
+            number = None if info is None else workers.get(info.writer_id)
+            numbers.append(self._learn_worker(info) if number is None else number)
+            if isinstance(head, UsualRecord):
+                start_ns, end_ns = head.cpu_start_ns, head.cpu_end_ns
+                cpu.append(None if start_ns is None or end_ns is None else end_ns - start_ns)
+                run_queue.append(head.run_queue_ns)
+                if head.statements:
+                    operations.add_statements(route, head.statements)
+                if kind != ODD:
+                    continue
+            worker = path.worker
             if worker is None:
                 cpu.append(None)
                 run_queue.append(None)
-                numbers.append(UNKNOWN)
                 continue
-            cpu.append(worker.cpu_ns)
-            run_queue.append(worker.run_queue_ns)
-            info = path.info
-            number = None if info is None else workers.get(info.writer_id)
-            numbers.append(self._learn_worker(info) if number is None else number)
-            if worker.operations:
-                operations.add(row, route, worker.operations)
+            if head is worker:
+                cpu.append(worker.cpu_ns)
+                run_queue.append(worker.run_queue_ns)
+                if worker.operations:
+                    operations.add(row, route, worker.operations)
             if worker.rejected_stamps or worker.dropped_operations:
                 self._rejected.update(worker.rejected_stamps)
                 self._dropped_operations += worker.dropped_operations
-        if not marks:
-            return 0
+        self._keep_slow(timings.total_ns, paths)
         operations.pack()
-        timings = batch.measure()
         for column, values in (
             *zip(self._segments, np.fmax(timings.segments, UNKNOWN, out=timings.segments), strict=True),
             (self._total, timings.total_ns),
@@ -169,8 +159,7 @@ class BreakdownBuilder:
             column.add(values)
         self._first_ns = min(self._first_ns, timings.first_ns) if self._count else timings.first_ns
         self._last_ns = max(self._last_ns, timings.last_ns)
-        self._count += len(marks)
-        return len(marks)
+        self._count += len(paths)
 
     def _learn_shortcut(self, key: tuple[object, ...], path: RequestPath) -> tuple[int, int]:
         if len(self._shortcuts) >= _MAX_SHORTCUTS:
@@ -306,12 +295,13 @@ class BreakdownBuilder:
         self._worker_infos.append(info)
         return self._workers.setdefault(info.writer_id, len(self._workers))
 
-    def _keep_slow(self, total_ns: int, row: int, path: RequestPath) -> None:
-        # The row breaks ties, so that paths are never compared; the earlier request stays.
-        heapq.heappush(self._slowest, (total_ns, -row, path))
-        if len(self._slowest) > self._slowest_count:
-            heapq.heappop(self._slowest)
-        if len(self._slowest) == self._slowest_count:
+    def _keep_slow(self, totals_ns: FloatArray, paths: list[RequestPath]) -> None:
+        for at in np.flatnonzero(totals_ns > self._slowest_limit).tolist():
+            # The row breaks ties, so that paths are never compared; the earlier request stays.
+            heapq.heappush(self._slowest, (int(totals_ns[at]), -self._count - at, paths[at]))
+            if len(self._slowest) > self._slowest_count:
+                heapq.heappop(self._slowest)
+        if len(self._slowest) == self._slowest_count and self._slowest:
             self._slowest_limit = self._slowest[0][0]
 
     def _build_workers(self, numbers: IntArray, busy: npt.NDArray[np.int64]) -> tuple[WorkerFigures, ...]:

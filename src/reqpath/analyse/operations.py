@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from reqpath.analyse.columns import Column, to_floats
 from reqpath.analyse.figures import StatementFigures
 from reqpath.analyse.group import _ranks
+from reqpath.raw import STATEMENT_ITEMS
 from reqpath.record import Operation, operation_time_ns
 
 #: Statements told apart; what comes later is added to one named "(others)": an app can build any statement.
@@ -53,6 +54,20 @@ class OperationTable:
             if operation.phases:
                 self.tls_contexts[row] += sum(ns for name, ns in operation.phases if name == "tls_context")
         self._by_route[route] = self._by_route.get(route, 0) + count
+
+    def add_statements(self, route: int, statements: list[Any]) -> None:
+        """Add the queries in `RawRecord.statements` of a request."""
+        numbers = self._numbers
+        append_number, append_time = self._append_number, self._append_time
+        for start_ns, end_ns, statement, _, link in zip(*[iter(statements)] * STATEMENT_ITEMS):  # noqa: B905
+            key = ("query", statement, link[0])
+            number = numbers.get(key)
+            if number is None:
+                number = self._number(key)
+            append_number(number)
+            # Nothing is done between two fetches of such a query.
+            append_time(end_ns - start_ns)
+        self._by_route[route] = self._by_route.get(route, 0) + len(statements) // STATEMENT_ITEMS
 
     def pack(self) -> None:
         """Put what was added into columns."""

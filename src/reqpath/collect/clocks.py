@@ -97,7 +97,7 @@ def bound_offset(worker: WorkerRecord, nginx: NginxRecord | None) -> ClockOffset
 
 def is_one_host(path: RequestPath) -> bool:
     """Tell whether nginx surely runs where the worker does, by the way on which it reached it."""
-    worker = path.worker
+    worker = path.head
     if worker is None or worker.transport == "unix":
         return True
     if path.nginx is None:
@@ -139,9 +139,10 @@ class ClockOffsets:
 
     def correct(self, path: RequestPath) -> tuple[RequestPath, ClockOffset | None]:
         """Learn from a path; return it in one clock, and the bounds: None on one host, and without any."""
-        worker = path.worker
-        if worker is None or is_one_host(path):
+        if path.head is None or is_one_host(path):
             return path, None
+        worker = path.worker
+        assert worker is not None
         own = bound_offset(worker, path.nginx)
         if own == UNBOUNDED:
             return path, None

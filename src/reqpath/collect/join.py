@@ -18,8 +18,9 @@ from itertools import chain
 from typing import Final
 
 from reqpath.path import RequestPath
-from reqpath.record import NginxRecord, Record, WorkerRecord, WriterInfo, finished_at_ns
+from reqpath.record import NginxRecord, WriterInfo
 from reqpath.spool import SpoolReader
+from reqpath.usual import AnyRecord, WorkerHead, finished_at_ns
 
 #: Records that wait for a partner at one time. At 1 to 2 KB each this bounds the join's memory; a spool of
 #: 60 writers runs about 10,000 records ahead of its slowest one.
@@ -49,7 +50,7 @@ class Joiner:
         """How many requests wait for a partner."""
         return len(self._workers.keys() | self._lines.keys())
 
-    def add(self, info: WriterInfo, records: list[Record]) -> list[RequestPath]:
+    def add(self, info: WriterInfo, records: list[AnyRecord]) -> list[RequestPath]:
         """Take a batch of one writer; return the paths that it completes."""
         paths: list[RequestPath] = []
         if info.kind == "nginx":
@@ -71,7 +72,7 @@ class Joiner:
         late = {
             key
             for key, path in self._workers.items()
-            if all(finished_at_ns(record) < before_ns for record in _workers_of(path))
+            if all(finished_at_ns(record) < before_ns for record in _heads_of(path))
         }
         late |= {
             key
@@ -97,7 +98,7 @@ class Joiner:
             self.expect_nginx = reader.has_nginx_lines
             yield self.add(info, records)
 
-    def _add_lines(self, records: list[Record], paths: list[RequestPath]) -> None:
+    def _add_lines(self, records: list[AnyRecord], paths: list[RequestPath]) -> None:
         for line in records:
             if not isinstance(line, NginxRecord):
                 continue
@@ -118,10 +119,10 @@ class Joiner:
                 path.nginx = line
                 paths.append(path)
 
-    def _add_workers(self, info: WriterInfo, records: list[Record], paths: list[RequestPath]) -> None:
+    def _add_workers(self, info: WriterInfo, records: list[AnyRecord], paths: list[RequestPath]) -> None:
         lines, workers = self._lines, self._workers
         for record in records:
-            if not isinstance(record, WorkerRecord):
+            if isinstance(record, NginxRecord):
                 continue
             key = (record.trace_id, record.parent_id)
             line = lines.get(key)
@@ -141,17 +142,17 @@ class Joiner:
         return path
 
 
-def _workers_of(path: RequestPath) -> tuple[WorkerRecord, ...]:
-    return path.retried if path.worker is None else (*path.retried, path.worker)
+def _heads_of(path: RequestPath) -> tuple[WorkerHead, ...]:
+    return path.retried_heads if path.head is None else (*path.retried_heads, path.head)
 
 
-def _merge(path: RequestPath, worker: WorkerRecord, info: WriterInfo) -> RequestPath:
+def _merge(path: RequestPath, worker: WorkerHead, info: WriterInfo) -> RequestPath:
     """Add a worker to a path: nginx took its answer from the one whose application started last."""
-    workers = _workers_of(path)
+    workers = _heads_of(path)
     if worker.app_start_ns >= workers[-1].app_start_ns:
         return RequestPath(worker, info, None, workers)
-    retried = sorted((*path.retried, worker), key=lambda each: each.app_start_ns)
-    return RequestPath(path.worker, path.info, None, tuple(retried))
+    retried = sorted((*path.retried_heads, worker), key=lambda each: each.app_start_ns)
+    return RequestPath(path.head, path.info, None, tuple(retried))
 
 
 def read_paths(reader: SpoolReader) -> Iterator[RequestPath]:

@@ -162,7 +162,7 @@ class Keeper:
         return reason
 
     def _find_route(self, path: RequestPath) -> _Route:
-        worker, info = path.worker, path.info
+        worker, info = path.head, path.info
         key: tuple[str, str, str | None]
         if worker is None:
             key = ("", path.route, None)
@@ -182,7 +182,7 @@ class Keeper:
 
 def is_error(path: RequestPath) -> bool:
     """Tell whether something failed on a path: for the client, at an upstream, or in the app."""
-    nginx, worker = path.nginx, path.worker
+    nginx, worker = path.nginx, path.head
     if nginx is not None:
         if nginx.status in _FAILURES:
             return True
@@ -198,15 +198,16 @@ def is_error(path: RequestPath) -> bool:
 
 def is_sampled_by_app(path: RequestPath) -> bool:
     """Tell whether the app's own OpenTelemetry SDK exports spans of this path."""
-    worker = path.worker
+    worker = path.head
     return worker is not None and (worker.app_span is not None or worker.app_samples)
 
 
 def has_sampled_parent(path: RequestPath) -> bool:
     """Tell whether a trusted caller's span, itself sampled, is the parent of this path."""
-    nginx, worker = path.nginx, path.worker
+    nginx = path.nginx
     if nginx is not None:
         return bool(nginx.parent_id) and nginx.sampled
+    worker = path.worker
     # With a stamp of nginx's the parent is nginx's own span, whose line has not come.
     return (
         worker is not None

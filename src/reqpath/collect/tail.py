@@ -33,9 +33,10 @@ from reqpath.collect.clocks import ClockOffset, ClockOffsets, shift_nginx
 from reqpath.collect.join import BATCH_BYTES, Joiner
 from reqpath.collect.keep import Keeper
 from reqpath.path import RequestPath
-from reqpath.record import NginxRecord, Record, WorkerRecord, WriterInfo
+from reqpath.record import NginxRecord, WorkerRecord, WriterInfo
 from reqpath.spool import Batch, SpoolReader
 from reqpath.spool.files import read_evicted
+from reqpath.usual import AnyRecord, UsualRecord, WorkerHead
 
 #: Paths that are kept and not yet done; beyond, the spool is read no further.
 MAX_PENDING: Final = 1_024
@@ -114,7 +115,7 @@ class Tail:
         self._changed = threading.Condition()
         self._ending = False
         #: The records that wait, by their identity, which is their own as long as they are held here.
-        self._waiting: dict[int, tuple[Record, Place]] = {}
+        self._waiting: dict[int, tuple[AnyRecord, Place]] = {}
         self._pending: deque[Kept] = deque()
         self._taken: list[Kept] = []
         self._start_ns = self._aged_ns = self._saved_ns = self._pass_ns = monotonic_ns()
@@ -238,16 +239,16 @@ class Tail:
         if self._unsaved and self._monotonic_ns() - self._saved_ns >= _CHECKPOINT_NS:
             self.save()
 
-    def _take_in(self, info: WriterInfo, records: list[Record]) -> None:
+    def _take_in(self, info: WriterInfo, records: list[AnyRecord]) -> None:
         # No bytecode for each record, of which there are two per request.
         name, offset = self.reader.place
         places = zip(repeat(name), repeat(offset), range(len(records)))
         self._waiting.update(zip(map(id, records), zip(records, places, strict=True), strict=True))
-        kind = NginxRecord if info.kind == "nginx" else WorkerRecord
-        if set(map(type, records)) != {kind}:
+        kinds = (NginxRecord,) if info.kind == "nginx" else (UsualRecord, WorkerRecord)
+        if not set(map(type, records)).issubset(kinds):
             # The join takes none of the other kind.
             for record in records:
-                if type(record) is not kind:
+                if not isinstance(record, kinds):
                     del self._waiting[id(record)]
         self._unsaved = True
         # Without any line after the first wait nginx sends none, so that records need not wait.
@@ -273,9 +274,9 @@ class Tail:
             reason = decide(path)
             if observe is not None:
                 observe(path, kept=reason is not None)
-            worker = None if original.worker is None else close(original.worker)
+            worker = None if original.head is None else close(original.head)
             nginx = None if original.nginx is None else close(original.nginx)
-            retried = list(map(close, original.retried))
+            retried = list(map(close, original.retried_heads))
             if reason is not None:
                 places = KeptPath(reason, worker, nginx, retried, offset)
                 self._pending.append(Kept(path, reason, offset, places))
@@ -283,7 +284,7 @@ class Tail:
         if pending == 0 < len(self._pending) or pending < _LINGER_PATHS <= len(self._pending):
             self._changed.notify_all()
 
-    def _close(self, record: Record) -> Place:
+    def _close(self, record: AnyRecord) -> Place:
         """Return the place of a record that waits no more, and forget it."""
         return self._waiting.pop(id(record))[1]
 
@@ -308,7 +309,7 @@ class Tail:
         for kept in checkpoint.kept:
             for name, offset, number in _places(kept):
                 wanted.setdefault((name, offset), set()).add(number)
-        found: dict[Place, tuple[Record, WriterInfo]] = {}
+        found: dict[Place, tuple[AnyRecord, WriterInfo]] = {}
         for (name, offset), numbers_wanted in wanted.items():
             found.update(self._read_again(name, offset, numbers_wanted))
         self._evicted_open = sum(map(len, wanted.values())) - len(found)
@@ -323,7 +324,7 @@ class Tail:
 
     def _read_again(
         self, name: str, offset: int, numbers: set[int]
-    ) -> Iterator[tuple[Place, tuple[Record, WriterInfo]]]:
+    ) -> Iterator[tuple[Place, tuple[AnyRecord, WriterInfo]]]:
         number, last = 0, max(numbers)
         for info, records in self.reader.read_at(name, offset):
             for record in records:
@@ -333,17 +334,17 @@ class Tail:
             if number > last:
                 return
 
-    def _restore_kept(self, kept: KeptPath, found: dict[Place, tuple[Record, WriterInfo]]) -> None:
+    def _restore_kept(self, kept: KeptPath, found: dict[Place, tuple[AnyRecord, WriterInfo]]) -> None:
         """Put a path together as it was, so that sent once more it is the same."""
         worker, info = found.pop(kept.worker) if kept.worker else (None, None)
         nginx = found.pop(kept.nginx)[0] if kept.nginx else None
         retried = tuple(found.pop(place)[0] for place in kept.retried)
         # The kinds are those that were written down, so the checker can be told.
         original = RequestPath(
-            cast(WorkerRecord | None, worker),
+            cast(WorkerHead | None, worker),
             info,
             cast(NginxRecord | None, nginx),
-            cast(tuple[WorkerRecord, ...], retried),
+            cast(tuple[WorkerHead, ...], retried),
         )
         offset = None if kept.offset is None else ClockOffset(*kept.offset)
         path = original if offset is None else shift_nginx(original, offset.correction_ns)

@@ -10,21 +10,17 @@ from dataclasses import dataclass, field
 import msgspec
 
 from reqpath.errors import SpoolError
-from reqpath.raw import RawRecord, complete_record
 from reqpath.record import (
     FORMAT_VERSION,
-    NginxRecord,
-    Record,
-    WorkerRecord,
     WriterInfo,
     decode_info,
-    finished_at_ns,
 )
 from reqpath.spool.files import FRAME_LENGTH, LENGTH_BYTES, MAGIC, MAX_FRAME_BYTES, list_files, read_evicted
+from reqpath.usual import AnyRecord, UsualRecord, complete, finished_at_ns, is_usual
 
 #: What damaged bytes raise: not msgpack, text that is not UTF-8, and lists in lists without end.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_decode_frame = msgspec.msgpack.Decoder(RawRecord | WorkerRecord | NginxRecord).decode
+_decode_frame = msgspec.msgpack.Decoder(AnyRecord).decode
 
 
 @dataclass(slots=True)
@@ -72,7 +68,7 @@ class Bookmark(msgspec.Struct, array_like=True):
 
 
 #: One writer's records in the order in which they were written.
-Batch = tuple[WriterInfo, list[Record]]
+Batch = tuple[WriterInfo, list[AnyRecord]]
 
 
 class SpoolReader:
@@ -175,7 +171,7 @@ class SpoolReader:
             del self._cursors[path]
         return active
 
-    def _read_batch(self, cursor: _Cursor) -> list[Record]:
+    def _read_batch(self, cursor: _Cursor) -> list[AnyRecord]:
         try:
             with open(cursor.path, "rb") as file:
                 file.seek(cursor.offset)
@@ -189,7 +185,7 @@ class SpoolReader:
         except OSError as error:
             self._give_up(cursor, error.strerror or "unreadable")
             return []
-        records: list[Record] = []
+        records: list[AnyRecord] = []
         append, unpack_length = records.append, FRAME_LENGTH.unpack_from
         writer_id = "" if cursor.info is None else cursor.info.writer_id
         position, end = 0, len(data)
@@ -204,7 +200,9 @@ class SpoolReader:
                     break
                 try:
                     record = _decode_frame(data[start:frame_end])
-                    append(complete_record(record, writer_id) if record.__class__ is RawRecord else record)
+                    if record.__class__ is UsualRecord and not is_usual(record):
+                        record = complete(record, writer_id)
+                    append(record)
                 except msgspec.ValidationError:
                     # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
                     pass
@@ -249,7 +247,7 @@ class SpoolReader:
         cursor.broken = True
         self.losses.foreign_files[os.path.basename(cursor.path)] = reason
 
-    def _note_sequences(self, info: WriterInfo, records: list[Record]) -> None:
+    def _note_sequences(self, info: WriterInfo, records: list[AnyRecord]) -> None:
         numbers = [record.sequence for record in records]
         seen = self._sequences.get(info.writer_id)
         if seen is None:
