@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reqpath.errors import SpoolError
+from reqpath.forks import NO_PROCESS, Mark
 from reqpath.record import FORMAT_VERSION, Record, WriterInfo, encode
 from reqpath.spool import (
     EVICTED,
@@ -228,11 +229,12 @@ def test_threads_that_meet_in_a_new_process_become_one_writer(
 
     original = _Process
 
-    def make_together(pid: int) -> _Process:
+    def make_together(pid: int, mark: Mark) -> _Process:
         meet.wait(10)
-        return original(pid)
+        return original(pid, mark)
 
     monkeypatch.setattr(os, "getpid", lambda: pid)
+    monkeypatch.setattr(writer._process, "mark", NO_PROCESS)
     monkeypatch.setattr("reqpath.spool.writer._Process", make_together)
     numbers: list[int] = []
     threads = [threading.Thread(target=lambda: numbers.append(writer.next_sequence())) for _ in range(8)]

@@ -38,7 +38,7 @@ _LAST_NS: Final = 1 << 62
 _LAST_BIT: Final = 1 << 31
 _TAG: Final = b"\xcf"
 _LONG_ARRAY: Final = 0xDC
-_CODES: Final = len(SEGMENT_OF)
+_CODES: Final = bytes(range(len(SEGMENT_OF)))
 _QUERY: Final = WORKER_SEGMENTS.index("mysql.query")
 #: Of what a usual record has all, in the order of its environ; then method and path.
 _USUAL_ENVIRON: Final = re.compile(USUAL_TEXT + ",", re.ASCII)
@@ -165,7 +165,7 @@ def is_usual(record: UsualRecord) -> bool:
         # An array, short or long, whose elements are pairs of a small number and one of 64 bits.
         not (marks[0] >> 4 == 9 if start == 1 else start == 3 and marks[0] == _LONG_ARRAY)
         or not codes
-        or max(codes) >= _CODES
+        or codes.translate(None, _CODES)
         or marks[start + 1 :: MARK_BYTES] != _TAG * len(codes)
         # Each statement was sent at a mark, which is not the last.
         or codes.count(_QUERY, 0, -1) * STATEMENT_ITEMS < len(statements)

@@ -9,7 +9,7 @@ in `tiers`, and from what their workers noted without making anything of it; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -71,28 +71,25 @@ class _InOrder(NamedTuple):
 
 def measure_batch(paths: Sequence[RequestPath]) -> BatchTiming:
     """Measure some requests, at least one."""
-    usual: list[int] = []
-    others: list[int] = []
-    for at, path in enumerate(paths):
-        line = path.nginx
-        (
-            usual
-            if path.head.__class__ is UsualRecord
-            and line is not None
-            and len(line.attempts) <= 1
-            and not path.retried_heads
-            and 0 <= line.end_ns <= _LAST_NS
-            else others
-        ).append(at)
+    usual = [
+        at
+        for at, path in enumerate(paths)
+        if path.head.__class__ is UsualRecord
+        and (line := path.nginx) is not None
+        and len(line.attempts) <= 1
+        and not path.retried_heads
+        and 0 <= line.end_ns <= _LAST_NS
+    ]
     segments = np.empty((len(SEGMENTS), len(paths)))
     total_ns = np.empty(len(paths))
     kind = np.full(len(paths), ODD, np.int8)
     bounds_ns: list[int] = []
     parts = []
+    others: Iterable[int] = range(len(paths))
     if usual:
         part = _read_usual([paths[at] for at in usual], np.array(usual))
-        others += sorted(set(usual) - set(part.at.tolist()))
         parts.append(part)
+        others = sorted(set(others).difference(part.at.tolist()))
     stamps, exclusive_ns, in_order = [], [], []
     for at in others:
         path = paths[at]

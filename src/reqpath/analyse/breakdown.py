@@ -21,7 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -107,16 +107,23 @@ class BreakdownBuilder:
         run_queue: list[int | None] = []
         key: tuple[object, ...]
         for row, (path, kind) in enumerate(zip(paths, timings.kind.tolist(), strict=True), self._count):
-            head, line, info = path.head, path.nginx, path.info
+            # Any: which of the two kinds of head it is, a checker can't tell by its class.
+            head: Any = path.head
+            line, info = path.nginx, path.info
             if kind == ODD or head is None or line is None:
                 route, mark = self._mark_path(path)
             else:
-                if isinstance(head, UsualRecord):
+                if head.__class__ is UsualRecord:
                     # Its status line and resolution are not worked out for each.
-                    key = (head.environ[5], head.route, head.status_line, head.transport)
+                    key = (
+                        head.environ[5], head.route, head.status_line, head.transport,
+                        line.status, line.resolution_ns, kind,
+                    )  # fmt: skip
                 else:
-                    key = (head.method, head.route, head.status, head.transport, head.nginx_resolution_ns)
-                key += (line.status, line.resolution_ns, kind)
+                    key = (
+                        head.method, head.route, head.status, head.transport, head.nginx_resolution_ns,
+                        line.status, line.resolution_ns, kind,
+                    )  # fmt: skip
                 found = shortcuts.get(key)
                 if found is None:
                     found = self._learn_shortcut(key, path)
@@ -124,7 +131,7 @@ class BreakdownBuilder:
             marks.append(mark)
             number = None if info is None else workers.get(info.writer_id)
             numbers.append(self._learn_worker(info) if number is None else number)
-            if isinstance(head, UsualRecord):
+            if head.__class__ is UsualRecord:
                 start_ns, end_ns = head.cpu_start_ns, head.cpu_end_ns
                 cpu.append(None if start_ns is None or end_ns is None else end_ns - start_ns)
                 run_queue.append(head.run_queue_ns)

@@ -9,11 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from os import getpid
 from time import monotonic_ns
 from typing import Any, Final
 
 from reqpath.errors import SpoolError
+from reqpath.forks import NO_PROCESS, Mark, mark_process
 from reqpath.record import WriterInfo, encode
 from reqpath.spool.files import (
     LENGTH_BYTES,
@@ -60,7 +60,7 @@ class SpoolWriter:
         self._report = report
         self._encode_odd = encode_odd
         self._retry_ns = int(retry_s * 1e9)
-        self._process = _Process(0)
+        self._process = _Process(0, NO_PROCESS)
         self._processes: dict[int, _Process] = {}
 
     @property
@@ -71,14 +71,14 @@ class SpoolWriter:
     def next_sequence(self) -> int:
         """Return the number of this process's next record, from 0; ask for it right before each `append`."""
         process = self._process
-        if process.pid != os.getpid():
+        if not process.mark[0]:
             process = self._become_this_process()
         return next(process.sequences)
 
     def append_record(self, record: Any) -> bool:
         """Number a record, encode and append it; return whether it is in the spool."""
         process = self._process
-        if process.pid != getpid():
+        if not process.mark[0]:
             process = self._become_this_process()
         record.sequence = next(process.sequences)
         try:
@@ -118,7 +118,7 @@ class SpoolWriter:
     def close(self) -> None:
         """Close the file; the next append opens another."""
         process = self._process
-        if process.fd >= 0 and process.pid == os.getpid():
+        if process.fd >= 0 and process.mark[0]:
             os.close(process.fd)
         process.abandon_file()
 
@@ -128,7 +128,7 @@ class SpoolWriter:
 
     def _become_this_process(self) -> _Process:
         """Start anew after a fork: the descriptor, the numbers and perhaps a held lock are the parent's."""
-        own = _Process(os.getpid())
+        own = _Process(os.getpid(), mark_process())
         parent = self._process
         # Of several threads that get here at once one is first, and the others take what it made.
         process = self._processes.setdefault(own.pid, own)
@@ -251,6 +251,7 @@ class _Process:
         "files",
         "lock",
         "look_at_ns",
+        "mark",
         "next_look",
         "path",
         "pid",
@@ -260,8 +261,9 @@ class _Process:
         "writer_id",
     )
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, mark: Mark) -> None:
         self.pid = pid
+        self.mark = mark
         self.writer_id = os.urandom(8).hex()
         self.files = itertools.count(1)
         self.sequences = itertools.count()

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from os import getpid
 from time import monotonic_ns, thread_time_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ import msgspec
 from opentelemetry.context import Context
 
 import reqpath
+from reqpath.forks import NO_PROCESS, Mark, mark_process
 from reqpath.raw import (
     CLOSED,
     FLASK_START,
@@ -115,7 +115,8 @@ class RequestMiddleware:
         self._facts = ServerFacts()
         self._transport: Transport | None = None
         self._asks_transport = False
-        self._facts_pid = 0
+        #: That of which the facts are.
+        self._process: Mark = NO_PROCESS
         self._random_bits: Callable[[int], int] = random.getrandbits
         self._run_queue: RunQueueClock | None = None
         #: The app that OpenTelemetry marks as instrumented: `app` itself, or whose method it is.
@@ -277,7 +278,7 @@ class RequestMiddleware:
         wall_ns = time_ns()
         if monotonic_ns() - base_ns > _APART_NS:
             wall_ns = self._read_wall_ns(base_ns)
-        if self._facts_pid != getpid():
+        if not self._process[0]:
             self._learn_process()
         bits = self._random_bits(64)
         marks = [self._entry_segment, base_ns]
@@ -397,7 +398,7 @@ class RequestMiddleware:
             note_fault("reading uWSGI's facts")
         # Seeded anew: forked workers that shared a state would give out the same ids.
         self._random_bits = random.Random(os.urandom(16)).getrandbits  # noqa: S311 - ids are no secrets
-        self._facts_pid = os.getpid()
+        self._process = mark_process()
 
     def _build_info(self, writer_id: str) -> WriterInfo:
         facts = self._facts
