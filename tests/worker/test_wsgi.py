@@ -895,7 +895,7 @@ def test_whatever_breaks_inside_the_response_is_what_it_was(
         raise Failure("broken on purpose")
 
     middleware = RequestMiddleware(respond, spool=spool)
-    monkeypatch.setattr("reqpath.worker.wsgi.RUN_QUEUE_EVERY", 1)
+    monkeypatch.setattr("reqpath.worker.wsgi.LENS_EVERY", 1)
     monkeypatch.setattr(broken, fail)
     outside = otel_context.get_current()
     with caplog.at_level(logging.ERROR, "reqpath"):
@@ -1034,17 +1034,29 @@ def test_the_lens_reads_the_threads_cpu(
     assert record.run_queue_ns is None or record.run_queue_ns >= 0
 
 
-def test_the_run_queue_is_read_for_a_share_of_the_requests(
-    wrap: Wrap, spool: str, read_records: ReadRecords, monkeypatch: pytest.MonkeyPatch
+def test_the_lens_is_read_for_a_share_of_fast_requests_and_after_each_slow_one(
+    wrap: Wrap,
+    spool: str,
+    read_records: ReadRecords,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_clock: FakeClock,
 ) -> None:
+    durations_ms = [1, 6, 1, 1, 1]
+    share = [1, *[1 << 65] * 3, 1]
+    expected = [True, False, True, False, True]
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        fake_clock.advance(durations_ms.pop(0) * MS)
+        return hello(environ, start_response)
+
     monkeypatch.setattr("reqpath.worker.lens.RunQueueClock.read_ns", lambda clock: 5)
-    server = wrap(hello)
-    for every in (1, 1 << 65):
-        monkeypatch.setattr("reqpath.worker.wsgi.RUN_QUEUE_EVERY", every)
+    server = wrap(app)
+    for every in share:
+        monkeypatch.setattr("reqpath.worker.wsgi.LENS_EVERY", every)
         server.get()
-    always, never = (record for record in read_records(spool) if isinstance(record, WorkerRecord))
-    assert (always.run_queue_ns, never.run_queue_ns) == (0, None)
-    assert None not in {always.cpu_ns, never.cpu_ns}
+    records = [record for record in read_records(spool) if isinstance(record, WorkerRecord)]
+    assert [record.cpu_ns is not None for record in records] == expected
+    assert [record.run_queue_ns is not None for record in records] == expected
 
 
 def test_a_body_sent_by_another_thread_has_no_cpu_time(

@@ -4,8 +4,9 @@
 two leave of the wall time is *blocked*: the thread slept in a call, or for a lock, in a threaded worker in
 the main the GIL. Source: Linux Documentation/scheduler/sched-stats.rst.
 
-Reading the run queue twice costs as much as a tenth of all that reqpath does for a plain request, so it is
-read for one request in `RUN_QUEUE_EVERY`, taken at random.
+Both are read by system calls, four a request, which would be a good part of all that reqpath costs. So they are
+read where that is next to nothing, for a request that follows one of more than `SLOW_NS` in its process, and
+of all others for one in `LENS_EVERY`, taken at random.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import os
 import threading
 from typing import Final
 
-#: One request in so many has a known run queue, and so a known blocked time.
-RUN_QUEUE_EVERY: Final = 8
+#: One request in so many has a lens, among fast ones.
+LENS_EVERY: Final = 8
+#: After one that took longer, each has.
+SLOW_NS: Final = 5_000_000
 
 
 class RunQueueClock:

@@ -38,7 +38,7 @@ from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import instrumented, jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
-from reqpath.worker.lens import RUN_QUEUE_EVERY, RunQueueClock
+from reqpath.worker.lens import LENS_EVERY, SLOW_NS, RunQueueClock
 from reqpath.worker.recorder import (
     RequestRecorder,
     attach_context,
@@ -92,7 +92,6 @@ class RequestMiddleware:
         Raises: ConfigurationError for a wrong argument.
         """
         self.app = app
-        self._has_cpu_clock = True
         #: Nothing is between this and Flask.
         self.is_innermost = flask is not None and getattr(app, "__self__", None) is flask
         self._entry_segment = segments.MIDDLEWARE if flask else segments.APP
@@ -118,7 +117,10 @@ class RequestMiddleware:
         #: That of which the facts are.
         self._process: Mark = NO_PROCESS
         self._random_bits: Callable[[int], int] = random.getrandbits
+        #: None where a thread's times are not one request's.
         self._run_queue: RunQueueClock | None = None
+        #: The latest request took so long that the lens costs next to nothing; at first, say so.
+        self._is_slow = True
         #: The app that OpenTelemetry marks as instrumented: `app` itself, or whose method it is.
         self._marked: object = flask or getattr(app, "__self__", app)
         #: Keys in the environ of requests that concern the app's own OpenTelemetry.
@@ -252,11 +254,12 @@ class RequestMiddleware:
             return
         recorder.finished = True
         try:
-            recorder.marks += (segments.SEND, monotonic_ns())
-            record = recorder.record
+            marks, record = recorder.marks, recorder.record
+            marks += (segments.SEND, monotonic_ns())
             if end:
                 record.end = end
-            if threading.get_ident() == recorder.owner:
+            self._is_slow = marks[-1] - marks[1] > SLOW_NS
+            if record.cpu_start_ns is not None and threading.get_ident() == recorder.owner:
                 record.cpu_end_ns = thread_time_ns()
                 if recorder.run_queue_start_ns is not None and self._run_queue is not None:
                     run_queue_ns = self._run_queue.read_ns()
@@ -304,9 +307,8 @@ class RequestMiddleware:
         environ[ENVIRON_KEY] = recorder
         if self._asks_transport:
             recorder.record.transport = read_transport(self._uwsgi)
-        if not bits % RUN_QUEUE_EVERY and self._run_queue is not None:
+        if (self._is_slow or not bits % LENS_EVERY) and self._run_queue is not None:
             recorder.run_queue_start_ns = self._run_queue.read_ns()
-        if self._has_cpu_clock:
             recorder.record.cpu_start_ns = thread_time_ns()
         return recorder
 
@@ -391,7 +393,7 @@ class RequestMiddleware:
             self._asks_transport = self._uwsgi is not None and self._transport is None
             if self._facts.concurrency == "greenlets":
                 # A thread's times are those of many requests.
-                self._run_queue, self._has_cpu_clock = None, False
+                self._run_queue = None
             else:
                 self._run_queue = RunQueueClock()
         except Exception:
