@@ -4,9 +4,9 @@
 two leave of the wall time is *blocked*: the thread slept in a call, or for a lock, in a threaded worker in
 the main the GIL. Source: Linux Documentation/scheduler/sched-stats.rst.
 
-Both are read by system calls, four a request, a good part of all that reqpath would cost. So they are read where
-that is next to nothing, for a request that follows one of more than `SLOW_NS` in its process, and of all others
-for one in `LENS_EVERY`, taken at random.
+Both are read by system calls, four a request, a good part of all that reqpath would cost. So they are read
+where that is next to nothing, for a request that follows one of more than `SLOW_NS` in its process, and of
+all others for one in `LENS_EVERY`, taken at random.
 """
 
 from __future__ import annotations
