@@ -96,10 +96,8 @@ def build_request(rng: random.Random, worker: int, start_ns: int, span: int) -> 
         app_start_ns,
         [
             f"00-{trace_id}-{span_id}-01",
-            f"{start_ns // US / 1e6:.6f}",
-            f"{pass_ns // US / 1e6:.6f}",
-            str(accept_ns // US),
-            str(parsed_ns // US),
+            f"{start_ns // US / 1e6:.6f},{pass_ns // US / 1e6:.6f}",
+            f"{accept_ns // US},{parsed_ns // US}",
             "GET",
             path,
             "",

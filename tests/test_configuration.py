@@ -153,8 +153,7 @@ def test_every_shipped_file_says_where_it_goes() -> None:
 def test_uwsgis_lines_bring_stamps_and_collector() -> None:
     lines = render_uwsgi().splitlines()
     assert lines[0] == "[uwsgi]"
-    assert "route-run = addvar:REQPATH_ACCEPT=${uwsgi[sor]}" in lines
-    assert "route-run = addvar:REQPATH_PARSED=${time[micros]}" in lines
+    assert "route-run = addvar:REQPATH_UWSGI=${uwsgi[sor]},${time[micros]}" in lines
     assert "mule = reqpath.collect.mule:main" in lines
     assert not [line for line in lines if line.startswith("env")]
 

@@ -211,8 +211,7 @@ def render_uwsgi(
         "[uwsgi]",
         "# Stamps to a microsecond: the connection was accepted; the request was parsed, and the GIL not yet",
         "# taken. They need internal routing: a uWSGI with PCRE, as pyuwsgi and Debian's are.",
-        "route-run = addvar:REQPATH_ACCEPT=${uwsgi[sor]}",
-        "route-run = addvar:REQPATH_PARSED=${time[micros]}",
+        "route-run = addvar:REQPATH_UWSGI=${uwsgi[sor]},${time[micros]}",
     ]
     if spool:
         _check_ini_value(spool)

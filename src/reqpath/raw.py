@@ -140,7 +140,7 @@ class Marks(msgspec.Struct, array_like=True, gc=False):
     view_end_ns: int | None
 
 
-class RawRecord(msgspec.Struct, array_like=True, tag=3, gc=False):
+class RawRecord(msgspec.Struct, array_like=True, tag=4, gc=False):
     """One request as its worker noted it; a worker's instants are of its monotonic clock."""
 
     #: The wall clock at the first mark.
@@ -241,11 +241,11 @@ def find_first_byte(codes: list[int], instants_ns: list[int], start_ns: int, unm
 
 def read_path(environ: Sequence[Any]) -> str:
     """Return the request's path out of the values of `ENVIRON_KEYS`, bounded."""
-    path: str = environ[6] or ""
-    if script := environ[7]:
+    path: str = environ[4] or ""
+    if script := environ[5]:
         path = script + path
-    if len(environ) > ALWAYS_COPIED and environ[11]:
-        path = f"{path}?{environ[11]}"
+    if len(environ) > ALWAYS_COPIED and environ[9]:
+        path = f"{path}?{environ[9]}"
     if not path.isascii():
         # PEP 3333: bytes travel as latin-1.
         path = path.encode("latin-1", "replace").decode("utf-8", "replace")
@@ -286,7 +286,7 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
     elif not trace_id:
         # Nobody asked for it, so any will do that is the same whenever this is read.
         trace_id = writer_id + span_id
-    _, _, _, _, _, method, path, script, host, length, core, *more = environ
+    _, _, _, method, path, script, host, length, core, *more = environ
     if script or more or not path or len(path) > _MAX_PATH or not path.isascii():
         path = read_path(environ)
 

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 #: Bumped when a reader of the old format can't make sense of the new one.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: A value that OpenTelemetry allows for an attribute; a list is of one kind.
 AttributeValue = str | bool | int | float | list[str | bool | int | float]

@@ -2,11 +2,10 @@
 
 By the uwsgi protocol they are params without the `HTTP_` prefix, which no client can forge::
 
-    REQPATH_START        1732371000.123456    or  1732371000.125-0.002  ($msec-$request_time)
-    REQPATH_PASS         1732371000.123498    or  1732371000.125
     REQPATH_TRACEPARENT  00-<32 hex>-<16 hex>-01
-    REQPATH_ACCEPT       1732371000123601     µs, from uWSGI's route
-    REQPATH_PARSED       1732371000123633     µs, from uWSGI's route
+    REQPATH_NGINX        1732371000.123456,1732371000.123498  start and pass; the start may also be
+                         1732371000.125-0.002                 ($msec-$request_time)
+    REQPATH_UWSGI        1732371000123601,1732371000123633    accept and parsed, µs, from uWSGI's route
 
 Behind a plain HTTP proxy they are headers, and copied only where the settings say that a proxy sets them.
 Source of the header's forms: Heroku's router, Apache's mod_headers (`%t`, `%D`), HAProxy and nginx
@@ -31,10 +30,8 @@ _MAX_FUTURE_US: Final = MAX_FUTURE_NS // 1_000
 #: What a worker copies, in this order. Part of the format.
 ENVIRON_KEYS: Final = (
     "REQPATH_TRACEPARENT",
-    "REQPATH_START",
-    "REQPATH_PASS",
-    "REQPATH_ACCEPT",
-    "REQPATH_PARSED",
+    "REQPATH_NGINX",
+    "REQPATH_UWSGI",
     "REQUEST_METHOD",
     "PATH_INFO",
     "SCRIPT_NAME",
@@ -47,10 +44,10 @@ ENVIRON_KEYS: Final = (
     "HTTP_X_QUEUE_START",
 )
 #: How many of them, from the first, are always copied; the rest may not be there at all.
-ALWAYS_COPIED: Final = 11
+ALWAYS_COPIED: Final = 9
 #: Those that a client can send: copied only where a proxy sets them.
-PROXY_HEADERS: Final = frozenset(ENVIRON_KEYS[12:])
-#: The usual values of the first five, start and pass with microseconds, joined by commas: a pattern.
+PROXY_HEADERS: Final = frozenset(ENVIRON_KEYS[10:])
+#: The usual values of the first three, start and pass with microseconds, joined by commas: a pattern.
 USUAL_TEXT: Final = ",".join(
     (
         r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01]",
@@ -90,10 +87,10 @@ _NONE: Final[list[str]] = []
 
 def read_stamps(environ: Sequence[Any], now_ns: int) -> Stamps:
     """Read a request's stamps; `environ` has the values of `ENVIRON_KEYS`, `now_ns` is when it was copied."""
-    # All five at once, by position, as the recommended configuration sends them; nothing is done in bytecode
+    # All at once, by position, as the recommended configuration sends them; nothing is done in bytecode
     # that C can do.
     try:
-        text = ",".join(environ[:5])  # a None raises
+        text = ",".join(environ[:3])  # a None raises
     except TypeError:
         return _read_one_by_one(environ, now_ns)
     if _USUAL.fullmatch(text) is not None:
@@ -127,7 +124,7 @@ def read_usual_numbers(text: str, now_ns: int) -> tuple[int, int, int, int] | No
 
 def read_trace(environ: Sequence[Any]) -> tuple[str, str, bool]:
     """Read only (trace id, parent id, sampled) of what `read_stamps` reads."""
-    header = environ[12] if len(environ) > ALWAYS_COPIED else None
+    header = environ[10] if len(environ) > ALWAYS_COPIED else None
     parent = parse_traceparent(environ[0] or header or "")
     return parent or ("", "", True)
 
@@ -141,8 +138,10 @@ def _read_one_by_one(environ: Sequence[Any], now_ns: int) -> Stamps:
         rejected.append(name)
         return False
 
-    traceparent, start_text, pass_text, accept_text, parsed_text = environ[:5]
-    traceparent_header, request_start, queue_start = environ[12:15] or (None, None, None)
+    traceparent, of_nginx, of_uwsgi = environ[:3]
+    traceparent_header, request_start, queue_start = environ[10:13] or (None, None, None)
+    start_text, _, pass_text = (of_nginx or "").partition(",")
+    accept_text, _, parsed_text = (of_uwsgi or "").partition(",")
     trace_id, parent_id, sampled = read_trace(environ)
     if not trace_id and (traceparent or traceparent_header):
         rejected.append("traceparent")
@@ -201,7 +200,7 @@ def is_digits(text: str) -> bool:
 
 
 def parse_nginx_stamp(text: str) -> tuple[int, int] | None:
-    """Parse `REQPATH_START` or `REQPATH_PASS` into (ns, resolution in ns); None for anything else.
+    """Parse one of nginx's two stamps into (ns, resolution in ns); None for anything else.
 
     `a-b` is `$msec-$request_time`: an instant and how long ago the request began.
     """

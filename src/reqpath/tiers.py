@@ -133,6 +133,10 @@ WORKER_SEGMENTS: Final = NAMES[INDEX["flask.middleware"] : INDEX["uwsgi.send"] +
 #: Tiers in the order in which a request meets them.
 TIERS: Final = ("nginx", "queue", "uwsgi", "flask", "app", "mysql")
 
+_ROUTE_ADVICE: Final = (
+    "add `route-run = addvar:REQPATH_UWSGI=${uwsgi[sor]},${time[micros]}` to uWSGI's ini: "
+    "`reqpath config uwsgi`"
+)
 #: The stamps that bound segments, each with the segments it makes known and how to get it.
 STAMPS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "nginx_start": (
@@ -145,11 +149,11 @@ STAMPS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "accept": (
         ("queue", "uwsgi.read"),
-        "add `route-run = addvar:REQPATH_ACCEPT=${uwsgi[sor]}` to uWSGI's ini: `reqpath config uwsgi`",
+        _ROUTE_ADVICE,
     ),
     "parsed": (
         ("uwsgi.read", "uwsgi.gil"),
-        "add `route-run = addvar:REQPATH_PARSED=${time[micros]}` to uWSGI's ini: `reqpath config uwsgi`",
+        _ROUTE_ADVICE,
     ),
     "app_start": (
         ("flask.view",),

@@ -47,7 +47,7 @@ RESOLUTION_NS: Final = 1_000
 _decode_marks: Final = msgspec.msgpack.Decoder(list[int]).decode
 
 
-class UsualRecord(msgspec.Struct, array_like=True, tag=3, gc=False):
+class UsualRecord(msgspec.Struct, array_like=True, tag=4, gc=False):
     """`raw.RawRecord` as a reader decodes it: the same fields, with the marks left as they are in the file.
 
     What has a name of `WorkerRecord`'s is the same as there, where `is_usual`.
@@ -101,7 +101,7 @@ class UsualRecord(msgspec.Struct, array_like=True, tag=3, gc=False):
     @property
     def method(self) -> str:
         """The HTTP method."""
-        method: str = self.environ[5]
+        method: str = self.environ[3]
         return method
 
     @property
@@ -154,7 +154,7 @@ def is_usual(record: UsualRecord) -> bool:
         return False
     try:
         # A None raises.
-        if _USUAL_ENVIRON.match(",".join(environ[:7])) is None:
+        if _USUAL_ENVIRON.match(",".join(environ[:5])) is None:
             return False
     except TypeError:
         return False
@@ -204,7 +204,7 @@ def read_head_in_order(worker: WorkerHead, nginx: NginxRecord | None) -> Stamps 
     assert isinstance(worker, UsualRecord)
     if nginx is None:
         return None
-    stamps_ns = read_usual_numbers(",".join(worker.environ[1:5]), worker.app_start_ns)
+    stamps_ns = read_usual_numbers(",".join(worker.environ[1:3]), worker.app_start_ns)
     if stamps_ns is None:
         return None
     closed_ns = worker.app_start_ns + worker.closed_offset_ns

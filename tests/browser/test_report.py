@@ -317,7 +317,7 @@ def test_what_is_unknown_is_said_with_how_to_get_it(open_page: OpenPage) -> None
     page = open_page(render_report_page(*build(paths, SpoolLosses(7, 1, 5, 33, {"core.rqp": "no spool"}))))
     text = page.locator("#unknown").inner_text()
     assert "missing accept in 5 of 6 requests" in text
-    assert "route-run = addvar:REQPATH_ACCEPT" in text
+    assert "route-run = addvar:REQPATH_UWSGI" in text
     assert "lost 7 records" in text
     # A dash is unknown, which is not zero.
     assert read_column(page, "path", 2)

@@ -125,7 +125,7 @@ def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOr
     size = len(paths)
     records: list[Any] = [path.head for path in paths]
     lines: list[NginxRecord] = [path.nginx for path in paths if path.nginx is not None]
-    text = "".join([",".join(record.environ[1:5]) for record in records])
+    text = "".join([",".join(record.environ[1:3]) for record in records])
     digits = np.frombuffer(text.encode("ascii"), np.uint8).reshape(size, _TEXT)[:, _DIGITS] - ord("0")
     start_ns, pass_ns, accept_ns, parsed_ns = (digits.reshape(size, 4, 16) @ _POWERS).T * 1_000
     app_start_ns = np.array([record.app_start_ns for record in records])

@@ -116,7 +116,7 @@ class BreakdownBuilder:
                 if head.__class__ is UsualRecord:
                     # Its status line and resolution are not worked out for each.
                     key = (
-                        head.environ[5], head.route, head.status_line, head.transport,
+                        head.environ[3], head.route, head.status_line, head.transport,
                         line.status, line.resolution_ns, kind,
                     )  # fmt: skip
                 else:

@@ -149,7 +149,7 @@ def decide_sampling(recorder: RequestRecorder) -> bool:
             return False
         identity, environ = recorder.identity, recorder.record.environ
         trace_id = int(identity.trace_id, 16)
-        method = environ[5] or ""
+        method = environ[3] or ""
         parent = Context()
         # nginx begins a trace with 32 hex digits of which its span has the first half.
         if identity.parent_id and not identity.trace_id.startswith(identity.parent_id):
