@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reqpath.analyse.batch import ODD, measure_batch
-from reqpath.analyse.columns import UNKNOWN, Column, FloatArray, IntArray, Names, order_stably, to_floats
+from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, order_stably, to_floats
 from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
 from reqpath.analyse.group import GroupBuilder, Mark, count_marks
 from reqpath.analyse.operations import OTHERS, OperationTable
@@ -152,7 +152,8 @@ class BreakdownBuilder:
             if worker.rejected_stamps or worker.dropped_operations:
                 self._rejected.update(worker.rejected_stamps)
                 self._dropped_operations += worker.dropped_operations
-        self._keep_slow(timings.total_ns, paths)
+        for at in np.flatnonzero(timings.total_ns > self._slowest_limit).tolist():
+            self._keep_slow(int(timings.total_ns[at]), self._count + at, paths[at])
         operations.pack()
         for column, values in (
             *zip(self._segments, np.fmax(timings.segments, UNKNOWN, out=timings.segments), strict=True),
@@ -302,13 +303,12 @@ class BreakdownBuilder:
         self._worker_infos.append(info)
         return self._workers.setdefault(info.writer_id, len(self._workers))
 
-    def _keep_slow(self, totals_ns: FloatArray, paths: list[RequestPath]) -> None:
-        for at in np.flatnonzero(totals_ns > self._slowest_limit).tolist():
-            # The row breaks ties, so that paths are never compared; the earlier request stays.
-            heapq.heappush(self._slowest, (int(totals_ns[at]), -self._count - at, paths[at]))
-            if len(self._slowest) > self._slowest_count:
-                heapq.heappop(self._slowest)
-        if len(self._slowest) == self._slowest_count and self._slowest:
+    def _keep_slow(self, total_ns: int, row: int, path: RequestPath) -> None:
+        # The row breaks ties, so that paths are never compared; the earlier request stays.
+        heapq.heappush(self._slowest, (total_ns, -row, path))
+        if len(self._slowest) > self._slowest_count:
+            heapq.heappop(self._slowest)
+        if len(self._slowest) == self._slowest_count:
             self._slowest_limit = self._slowest[0][0]
 
     def _build_workers(self, numbers: IntArray, busy: npt.NDArray[np.int64]) -> tuple[WorkerFigures, ...]:
