@@ -96,6 +96,41 @@ class BreakdownBuilder:
         while batch := list(islice(paths, BATCH)):
             self._add(batch)
 
+    def absorb(self, other: BreakdownBuilder) -> None:
+        """Add all that another builder has; this takes time by its names and workers, not by its requests."""
+        if not other._count:
+            return
+        offset = self._count
+        routes = [self._routes.number(name) for name in other._routes.names]
+        marks = [
+            self._marks.setdefault((routes[mark.route], *mark[1:]), len(self._marks))
+            for mark in map(Mark._make, other._marks)
+        ]
+        workers = []
+        for info in other._worker_infos:
+            number = self._workers.get(info.writer_id)
+            workers.append(self._learn_worker(info) if number is None else number)
+        for column, its in (
+            *zip(self._segments, other._segments, strict=True),
+            (self._total, other._total),
+            (self._residual, other._residual),
+            (self._cpu, other._cpu),
+            (self._run_queue, other._run_queue),
+        ):
+            column.extend(its)
+        self._mark.extend(other._mark, np.array(marks, np.int32))
+        # At the end, so that it stands for itself.
+        self._worker.extend(other._worker, np.array([*workers, UNKNOWN], np.int32))
+        self._operations.absorb(other._operations, offset, routes)
+        self._rejected.update(other._rejected)
+        self._dropped_operations += other._dropped_operations
+        self._first_ns = min(self._first_ns, other._first_ns) if self._count else other._first_ns
+        self._last_ns = max(self._last_ns, other._last_ns) if self._count else other._last_ns
+        for total_ns, row, path in other._slowest:
+            if total_ns > self._slowest_limit:
+                self._keep_slow(total_ns, offset - row, path)
+        self._count += other._count
+
     def _add(self, paths: list[RequestPath]) -> None:
         """Add some requests, so few that they can be held."""
         # All that a million turns look up is looked up once.

@@ -54,6 +54,10 @@ class Column:
         if len(values):
             self._chunks.append(_narrow(values, float(values.min()), float(values.max())))
 
+    def extend(self, other: Column, numbers: IntArray | None = None) -> None:
+        """Add another column's values, or what each of them is the place of in `numbers`."""
+        self._chunks += other._chunks if numbers is None else [numbers[chunk] for chunk in other._chunks]
+
     def read(self) -> IntArray:
         """Return the whole column."""
         return np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int32)

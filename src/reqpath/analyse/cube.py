@@ -137,7 +137,9 @@ class Cube:
 class CubeBuilder:
     """Watches request paths go by; builds the cube of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, candidates: int = _MAX_CANDIDATES) -> None:
+        """`candidates` is how many requests are held, of which the samples are chosen in the end."""
+        self._max_candidates = candidates
         self._count = 0
         self._start, self._total, self._residual = array("q"), array("q"), array("q")
         #: Those of the requests that are not in a chunk yet.
@@ -193,10 +195,43 @@ class CubeBuilder:
                 self._operation_key.append(number)
                 self._operation_time.append(operation_time_ns(operation))
                 self._operation_error.append(operation.error is not None)
-        self._keep_sample(start_ns, total_ns, path)
+        self._keep_sample(start_ns, (total_ns, -self._count, path))
         self._count += 1
         if len(self._rows) >= _CHUNK:
             self._pack()
+
+    def absorb(self, other: CubeBuilder) -> None:
+        """Add all that another builder has; its columns are copied, not gone through."""
+        self._pack()
+        other._pack()
+        offset = self._count
+        for column, its in (
+            (self._start, other._start),
+            (self._total, other._total),
+            (self._residual, other._residual),
+            (self._columns["core"], other._columns["core"]),
+            (self._columns["status"], other._columns["status"]),
+            (self._operation_time, other._operation_time),
+            (self._operation_error, other._operation_error),
+        ):
+            column.extend(its)
+        self._segments += other._segments
+        for name, names, its_names in (
+            ("route", self._routes, other._routes),
+            ("worker", self._workers, other._workers),
+            ("transport", self._transports, other._transports),
+        ):
+            # The last stands for itself.
+            numbers = np.array([*map(names.number, its_names.names), UNKNOWN], np.int64)
+            self._columns[name].frombytes(numbers[_read(other._columns[name])].tobytes())
+        keys = [self._statements.setdefault(key, len(self._statements)) for key in other._statements]
+        rows = _read(other._operation_row) + offset
+        self._operation_row.frombytes(rows.astype(np.intc).tobytes())
+        self._operation_key.frombytes(np.array(keys, np.intc)[_read(other._operation_key)].tobytes())
+        kept = {entry[1]: entry for entry in (*other._slowest, *other._candidates.values())}
+        for total_ns, order, path in kept.values():
+            self._keep_sample(_bound_instant(path.timing.start_ns), (total_ns, order - offset, path))
+        self._count += other._count
 
     def build(self, breakdown: Breakdown) -> Cube:
         """Build the cube of what was added; `breakdown` is of the same requests."""
@@ -205,7 +240,7 @@ class CubeBuilder:
         grid = _build_grid(start, total)
         column = np.clip((start - grid.first_ns) // grid.width_ns, 0, grid.columns - 1)
         row = np.clip(np.searchsorted(grid.edges_ns, total, side="right") - 1, 0, grid.rows - 1)
-        occupied, cell_of = np.unique(column * grid.rows + row, return_inverse=True)
+        occupied, cell_of, requests = _find_keys(column * grid.rows + row)
         by_total = np.argsort(total, kind="stable")
         slowest = np.zeros(self._count, bool)
         slowest[by_total[self._count - math.ceil(self._count / 100) :]] = True
@@ -242,7 +277,7 @@ class CubeBuilder:
         cells = Cells(
             (occupied // grid.rows).tolist(),
             (occupied % grid.rows).tolist(),
-            np.bincount(cell_of, minlength=size).tolist(),
+            requests.tolist(),
             _sum(cell_of, errors, size),
             _sum(cell_of, total, size),
             _sum(cell_of, residual, size),
@@ -279,8 +314,8 @@ class CubeBuilder:
     def _read_segment(self, i: int) -> Integers:
         return np.concatenate([chunk[:, i] for chunk in self._segments], dtype=np.int64)
 
-    def _keep_sample(self, start_ns: int, total_ns: int, path: RequestPath) -> None:
-        entry = (total_ns, -self._count, path)
+    def _keep_sample(self, start_ns: int, entry: tuple[int, int, RequestPath]) -> None:
+        total_ns = entry[0]
         if len(self._slowest) < _SLOWEST:
             heapq.heappush(self._slowest, entry)
         elif total_ns > self._slowest[0][0]:
@@ -290,7 +325,7 @@ class CubeBuilder:
         if kept is not None and kept[0] >= total_ns:
             return
         self._candidates[key] = entry
-        while len(self._candidates) > _MAX_CANDIDATES:
+        while len(self._candidates) > self._max_candidates:
             self._step_ns *= 2
             coarser: dict[tuple[int, int], tuple[int, int, RequestPath]] = {}
             for (_, level), (ns, order, each) in self._candidates.items():
@@ -442,9 +477,7 @@ def _build_pairs(
     sums: dict[str, npt.NDArray[np.generic]],
 ) -> Pairs:
     width = len(values)
-    found, pair_of, counts = np.unique(
-        cell_of.astype(np.int64) * width + number_of, return_inverse=True, return_counts=True
-    )
+    found, pair_of, counts = _find_keys(cell_of.astype(np.int64) * width + number_of)
     return Pairs(
         tuple(values),
         (found // width).tolist(),
@@ -459,3 +492,15 @@ def _sum(number_of: npt.NDArray[np.intp], values: npt.NDArray[np.generic], size:
     """Sum whole numbers by number; exact below 2**53, 104 days of ns."""
     sums = np.bincount(number_of, weights=values, minlength=size)
     return [int(value) for value in sums.tolist()]
+
+
+def _find_keys(keys: Integers) -> tuple[Integers, npt.NDArray[np.intp], Integers]:
+    """Return the keys that occur, in order; which of them each row has; and how many rows each has.
+
+    As `np.unique` does, but without sorting: the keys are small, of cells or of pairs.
+    """
+    counts = np.bincount(keys)
+    found = np.flatnonzero(counts)
+    places = np.zeros(len(counts), np.intp)
+    places[found] = np.arange(len(found))
+    return found, places[keys], counts[found]

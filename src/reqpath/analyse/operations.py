@@ -76,6 +76,21 @@ class OperationTable:
         self._pending_numbers.clear()
         self._pending_times.clear()
 
+    def absorb(self, other: OperationTable, offset: int, routes: list[int]) -> None:
+        """Add another table's packed operations; its rows begin at `offset`, `routes` are its routes here."""
+        numbers = []
+        for key in other._keys:
+            number = self._numbers.get(key)
+            numbers.append(self._number(key) if number is None else number)
+        self._number_of.extend(other._number_of, np.array(numbers, np.int32))
+        self._time.extend(other._time)
+        for number, count in other._errors.items():
+            self._errors[numbers[number]] += count
+        for route, count in other._by_route.items():
+            self._by_route[routes[route]] = self._by_route.get(routes[route], 0) + count
+        for row, tls_ns in other.tls_contexts.items():
+            self.tls_contexts[offset + row] += tls_ns
+
     def _number(self, key: tuple[str, str | None, str | None]) -> int:
         if len(self._keys) >= MAX_STATEMENTS:
             key = (key[0], OTHERS, key[2])
