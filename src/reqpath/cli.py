@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "Start nginx, uWSGI and a database, drive traffic, show where its time went.",
     "report": "Show where the time of the recorded requests went.",
     "top": "Show the last seconds live.",
+    "serve": "Show the last minutes live in a browser, as the page of a report.",
     "trace": "Show one request as a waterfall.",
     "export": "Write requests for Perfetto, speedscope or a flame graph.",
     "collect": "Take nginx's log lines into the spool, send traces to a backend.",

@@ -28,14 +28,23 @@ LIBRARIES: Final = (
 _MAX_TEXT: Final = 2_000
 
 
-def build_page(title: str, body: str, data: dict[str, Any], scripts: Sequence[str]) -> str:
-    """Build the page; `body` is HTML, `scripts` are names of files in `assets/`, run in their order."""
+def build_page(
+    title: str, body: str, data: dict[str, Any], scripts: Sequence[str], *, live: bool = False
+) -> str:
+    """Build the page; `body` is HTML, `scripts` are names of files in `assets/`, run in their order.
+
+    With `live` they may ask the server that the page came from, and still nobody else.
+    """
     libraries = [_read_asset(name) for name, *_ in LIBRARIES]
     code = [*libraries, *(_read_asset(name) for name in scripts)]
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in code
     )
     policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:"
+    style = _build_colours() + _read_asset("page.css")
+    if live:
+        policy += "; connect-src 'self'"
+        style += _read_asset("live.css")
     licences = "\n".join(
         f"{name}, {licence} licence, {notice}: src/reqpath/render/assets/"
         for _, name, licence, notice in LIBRARIES
@@ -47,7 +56,7 @@ def build_page(title: str, body: str, data: dict[str, Any], scripts: Sequence[st
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         f"<title>{escape(clean(title))}</title>\n<!--\n{licences}\n-->\n"
-        f"<style>{_build_colours()}{_read_asset('page.css')}</style>\n</head>\n<body>\n{body}\n"
+        f"<style>{style}</style>\n</head>\n<body>\n{body}\n"
         f'<script type="application/json" id="data">{encode_data(data)}</script>\n{elements}\n'
         "</body>\n</html>\n"
     )

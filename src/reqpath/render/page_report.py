@@ -23,6 +23,11 @@ from reqpath.render.palette import PALETTE
 from reqpath.render.units import clean, format_instant, format_span
 from reqpath.tiers import NAMES, SEGMENTS
 
+#: What a page knows of the tiers before it has any request.
+_TIERS: Final = {
+    "palette": {tier: letter for tier, (letter, _) in PALETTE.items()},
+    "meanings": {segment.name: [segment.meaning, segment.excludes] for segment in SEGMENTS},
+}
 #: Stamps in their order, and from which record each comes.
 _WORKER_OFFSETS: Final = (
     "flask_start",
@@ -36,21 +41,30 @@ _WORKER_OFFSETS: Final = (
 def render_report_page(breakdown: Breakdown, cube: Cube, *, jaeger: str | None = None) -> str:
     """Render the page; `jaeger` is the address of a Jaeger's user interface that has the traces."""
     data = build_report_data(breakdown, cube, jaeger=jaeger)
-    sentence = escape(clean(data["report"]["sentence"]))
-    body = (
-        f'<main id="page">\n<h1 id="sentence">{sentence}</h1>\n'
-        "<noscript><p>This page draws its figures by a script of its own, which this browser or viewer does "
-        "not run. Open the file in a browser.</p></noscript>\n</main>"
-    )
+    body = _build_body(data["report"]["sentence"], "Open the file in a browser.")
     return build_page("reqpath report", body, data, ("parts.js", "report.js"))
+
+
+def render_live_page(live: dict[str, Any]) -> str:
+    """Render the page that asks its server for the figures; `live` is what assets/live.js says of it."""
+    data = {**_TIERS, "report": {"requests": 0}, "live": live}
+    body = _build_body("Waiting for the first figures", "Allow it to, or use reqpath report.")
+    return build_page("reqpath serve", body, data, ("parts.js", "report.js", "live.js"), live=True)
+
+
+def _build_body(sentence: str, remedy: str) -> str:
+    return (
+        f'<main id="page">\n<h1 id="sentence">{escape(clean(sentence))}</h1>\n'
+        "<noscript><p>This page draws its figures by a script of its own, which this browser or viewer does "
+        f"not run. {remedy}</p></noscript>\n</main>"
+    )
 
 
 def build_report_data(breakdown: Breakdown, cube: Cube, *, jaeger: str | None = None) -> dict[str, Any]:
     """Return what the page's script draws."""
     return {
         "report": breakdown_to_json(breakdown),
-        "palette": {tier: letter for tier, (letter, _) in PALETTE.items()},
-        "meanings": {segment.name: [segment.meaning, segment.excludes] for segment in SEGMENTS},
+        **_TIERS,
         "span": format_span(breakdown.span_ns),
         "notes": text.list_notes(breakdown),
         "left_out": text.describe_left_out(breakdown.whole),
@@ -80,13 +94,13 @@ def _grid_to_json(grid: Grid) -> dict[str, Any]:
         "offset_min": 0 if offset is None else round(offset.total_seconds() / 60),
         "first_ms": grid.first_ns / 1_000_000,
         "width_ms": grid.width_ns / 1_000_000,
-        "width": _format_width(grid.width_ns),
+        "width": format_width(grid.width_ns),
         "columns": grid.columns,
         "edges_ns": list(grid.edges_ns),
     }
 
 
-def _format_width(ns: int) -> str:
+def format_width(ns: int) -> str:
     """Return a round duration in its largest unit: `100 ms`, `15 min`, `6 h`."""
     units = (
         (86_400_000_000_000, "d"),

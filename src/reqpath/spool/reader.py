@@ -139,6 +139,26 @@ class SpoolReader:
                 cursor.offset, cursor.time_ns = max(cursor.offset, offset), time_ns
                 self._cursors[cursor.path] = cursor
 
+    def skip(self, before_ns: int) -> None:
+        """Leave out what the files hold that were last written to before an instant; before the first `read`.
+
+        It counts as read, so it is not lost; what is added to them is read.
+        """
+        for file in sorted(list_files(self.directory), key=lambda file: file.path):
+            cursor = _Cursor(file.path)
+            if file.modified_ns < before_ns:
+                self._read_head(cursor)
+            if cursor.info is None:
+                continue
+            cursor.size = file.size
+            records = self._read_last(cursor)
+            self._cursors[file.path] = cursor
+            # Without a record, at least the writer is known.
+            last = records[-1].sequence if records else -1
+            seen = self._sequences.setdefault(cursor.info.writer_id, _Sequences(0, -1, 0))
+            seen.last = max(seen.last, last)
+            seen.count = seen.last + 1
+
     def read_at(self, name: str, offset: int) -> Iterator[Batch]:
         """Yield the batches of one file from a `place` on, again; nothing when it is not there any more."""
         cursor = _Cursor(os.path.join(self.directory, name))
@@ -211,6 +231,22 @@ class SpoolReader:
             cursor.broken = True
         cursor.offset += position
         return records
+
+    def _read_last(self, cursor: _Cursor) -> list[AnyRecord]:
+        """Go to the end of the file, from length to length; return its last record."""
+        try:
+            with open(cursor.path, "rb") as file:
+                data = file.read(cursor.size)
+        except OSError:
+            return []
+        position = cursor.offset
+        while position + LENGTH_BYTES <= len(data):
+            (length,) = FRAME_LENGTH.unpack_from(data, position)
+            if position + LENGTH_BYTES + length > len(data):
+                break
+            cursor.offset = position
+            position += LENGTH_BYTES + length
+        return self._read_batch(cursor)
 
     def _read_head(self, cursor: _Cursor) -> None:
         """Read `MAGIC` and the `WriterInfo`; leave the cursor as it is while they are not whole."""

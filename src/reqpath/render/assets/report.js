@@ -1,42 +1,68 @@
 // The report's page: reads the data, draws it, and narrows it to what is selected on the heat map.
+//
+// Each part is made once, by a `draw…Section`; what is in it is drawn by what it gave to `onData` and `onSelect`.
+// The page of `reqpath serve` hands in new data with `reportPage.show`, and all else stays as it is.
 "use strict";
-(() => {
+const reportPage = (() => {
   const {duration, share, rate, count, group, shorten, make, breakable, section, colour, swatch, legend, bar, table, plot, figure, copyButton} = parts;
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const {report, grid, cells, palette, meanings} = data;
+  let data = JSON.parse(document.getElementById("data").textContent);
+  const {palette: letters, meanings} = data;
+  const live = Boolean(data.live);
   const page = document.getElementById("page");
-  const letters = palette;
   const TIERS = Object.keys(letters);
-  const tierOf = Object.fromEntries(report.segments.map((segment) => [segment.name, segment.tier]));
-  tierOf.residual = "residual";
-  const names = report.segments.map((segment) => segment.name);
-  const rows = grid.edges_ns.length - 1;
-  const resolution = data.resolution_ns;
-  const slowestName = report.requests > 100 ? "slowest 1 %" : "slowest one";
-  const zone = `UTC${grid.offset_min < 0 ? "−" : "+"}${String(Math.floor(Math.abs(grid.offset_min) / 60)).padStart(2, "0")}:${String(Math.abs(grid.offset_min) % 60).padStart(2, "0")}`;
+  let report, grid, cells, tierOf, names, rows, resolution, slowestName, zone, manyDays;
+
+  function take(next) {
+    data = next;
+    ({report, grid, cells} = data);
+    tierOf = Object.fromEntries(report.segments.map((segment) => [segment.name, segment.tier]));
+    tierOf.residual = "residual";
+    names = report.segments.map((segment) => segment.name);
+    rows = grid.edges_ns.length - 1;
+    resolution = data.resolution_ns;
+    slowestName = report.requests > 100 ? "slowest 1 %" : "slowest one";
+    const minutes = Math.abs(grid.offset_min);
+    zone = `UTC${grid.offset_min < 0 ? "−" : "+"}${String(Math.floor(minutes / 60)).padStart(2, "0")}:${String(minutes % 60).padStart(2, "0")}`;
+    manyDays = grid.columns * grid.width_ms > 864e5;
+  }
+
   const instant = (ms) => new Date(ms + grid.offset_min * 60000);
   const clock = (ms, fine = grid.width_ms < 1000) => instant(ms).toISOString().slice(11, fine ? 23 : 19);
   const day = (ms) => instant(ms).toISOString().slice(0, 10);
   const columnStart = (column) => grid.first_ms + column * grid.width_ms;
-  const manyDays = grid.columns * grid.width_ms > 864e5;
   const when = (ms) => (manyDays ? `${day(ms)} ${clock(ms).slice(0, 5)}` : clock(ms));
+
+  const drawings = [];
+  const picture = [];
+  /** What is drawn when there is other data. */
+  const onData = (draw) => drawings.push(draw);
+  /** What is drawn when there is other data or another selection; it is told `summarise()`. */
+  const onSelect = (draw) => picture.push(draw);
 
   // --- The head -----------------------------------------------------------------------------------------------
 
   function drawHead() {
-    const first = report.first_ns / 1e6;
-    const last = report.last_ns / 1e6;
-    const line = [`${count(report.requests, "request")} in ${data.span}`,
-      report.rate_per_s === null ? null : rate(report.rate_per_s),
-      report.errors ? count(report.errors, "error") : null,
-      `${day(first)} ${clock(first, false)} to ${day(first) === day(last) ? "" : `${day(last)} `}${clock(last, false)} ${zone}`];
-    const total = report.total_ns;
-    page.prepend(make("p", {class: "soft", id: "what"}, `reqpath report · ${line.filter(Boolean).join(" · ")}`));
-    page.append(make("dl", {class: "facts", id: "latency", "aria-label": "latency"},
-      [["mean", total.mean], ["median (p50)", total.p50], ["p90", total.p90], ["p99", total.p99], ["slowest", total.max]]
+    const what = make("p", {class: "soft", id: "what"});
+    const latency = make("dl", {class: "facts", id: "latency", "aria-label": "latency"});
+    const left = make("p", {class: "soft"});
+    page.prepend(what);
+    page.append(latency, left);
+    onData(() => {
+      const first = report.first_ns / 1e6;
+      const last = report.last_ns / 1e6;
+      const line = [`${count(report.requests, "request")} in ${data.span}`,
+        report.rate_per_s === null ? null : rate(report.rate_per_s),
+        report.errors ? count(report.errors, "error") : null,
+        `${day(first)} ${clock(first, false)} to ${day(first) === day(last) ? "" : `${day(last)} `}${clock(last, false)} ${zone}`];
+      const total = report.total_ns;
+      what.textContent = `reqpath ${live ? "serve" : "report"} · ${line.filter(Boolean).join(" · ")}`;
+      document.getElementById("sentence").textContent = report.sentence;
+      latency.replaceChildren(...[["mean", total.mean], ["median (p50)", total.p50], ["p90", total.p90], ["p99", total.p99], ["slowest", total.max]]
         .map(([name, ns]) => make("div", {}, make("dt", {}, name),
-          make("dd", {data: {value: ns}}, duration(ns, resolution))))));
-    if (data.left_out) page.append(make("p", {class: "soft"}, data.left_out));
+          make("dd", {data: {value: ns}}, duration(ns, resolution)))));
+      left.hidden = !data.left_out;
+      left.textContent = data.left_out || "";
+    });
   }
 
   // --- The path -----------------------------------------------------------------------------------------------
@@ -72,18 +98,15 @@
   }
 
   function drawPathSection() {
-    const slice = (key) => [...report.segments.map((segment) => [segment.name, segment[key]]), ["residual", report.residual[key]]];
-    const lines = [{name: "median", ns: report.median_path.total_ns, parts: slice("median_path_ns")},
-      {name: slowestName, ns: report.slowest.total_ns, parts: slice("slowest_ns")}];
-    const used = TIERS.filter((tier) => lines.some((line) => line.parts.some(([name, ns]) => ns > 0 && tierOf[name] === tier)));
-    const chart = figure(drawPath(lines, "the path"));
-    const segments = report.segments.filter((segment) => segment.known && segment.share);
-    const nothing = report.segments.filter((segment) => segment.known && !segment.share).map((segment) => segment.name);
-    const difference = (row) => (row.median === null || row.slow === null ? null : row.slow - row.median);
-    const list = [...segments.map((segment) => ({name: segment.name, median: segment.median_path_ns, slow: segment.slowest_ns, share: segment.share, resolution: segment.resolution_ns})),
-      {name: "residual", median: report.residual.median_path_ns, slow: report.residual.slowest_ns, share: report.residual.share, resolution}];
+    const legends = make("div");
+    const chart = figure(() => make("span"));
+    const holder = make("div");
+    const note = make("p", {class: "soft"});
+    page.append(section("path", "The path", "Where does the time of a request go, and what is different in the slow ones?",
+      legends, chart.element, holder, note));
     const text = (row, ns, sign = false) => duration(ns, row.resolution, 3, sign);
-    const view = table("segments of the path", [
+    const difference = (row) => (row.median === null || row.slow === null ? null : row.slow - row.median);
+    const makeTable = () => table("segments of the path", [
       {name: "segment", kind: "name", cell: (row) => row.kind ? "total" : make("span", {title: meanings[row.name] ? `${meanings[row.name][0]}; without: ${meanings[row.name][1]}` : "the total less all of the above"},
         swatch(tierOf[row.name], letters[tierOf[row.name]]), row.name)},
       {name: "median path", value: (row) => row.median, text: (row) => text(row, row.median)},
@@ -91,31 +114,49 @@
       {name: "difference", value: difference, text: (row) => text(row, difference(row), true)},
       {name: "of all time", wide: true, value: (row) => row.share, text: (row) => row.share === null ? "" : share(row.share), title: "share of the total time of all requests"},
     ], {limit: 30});
-    view.show([...list, {name: "total", kind: "sum", median: report.median_path.total_ns, slow: report.slowest.total_ns, share: null, resolution}]);
-    page.append(section("path", "The path", "Where does the time of a request go, and what is different in the slow ones?",
-      legend(used, letters), chart.element, view.element,
-      make("p", {class: "soft"}, `Means of the requests around the median and of the slowest, so that each column adds up. Attributed: ${share(report.attributed_share)} of the time.`,
-        nothing.length ? ` No time in ${nothing.join(", ")}.` : "")));
-    chart.redraw();
+    let view = null;
+    let head = null;
+    onData(() => {
+      const slice = (key) => [...report.segments.map((segment) => [segment.name, segment[key]]), ["residual", report.residual[key]]];
+      const lines = [{name: "median", ns: report.median_path.total_ns, parts: slice("median_path_ns")},
+        {name: slowestName, ns: report.slowest.total_ns, parts: slice("slowest_ns")}];
+      const used = TIERS.filter((tier) => lines.some((line) => line.parts.some(([name, ns]) => ns > 0 && tierOf[name] === tier)));
+      legends.replaceChildren(legend(used, letters));
+      const segments = report.segments.filter((segment) => segment.known && segment.share);
+      const nothing = report.segments.filter((segment) => segment.known && !segment.share).map((segment) => segment.name);
+      const list = [...segments.map((segment) => ({name: segment.name, median: segment.median_path_ns, slow: segment.slowest_ns, share: segment.share, resolution: segment.resolution_ns})),
+        {name: "residual", median: report.residual.median_path_ns, slow: report.residual.slowest_ns, share: report.residual.share, resolution}];
+      if (head !== slowestName) {
+        head = slowestName;
+        view = makeTable();
+        holder.replaceChildren(view.element);
+      }
+      view.show([...list, {name: "total", kind: "sum", median: report.median_path.total_ns, slow: report.slowest.total_ns, share: null, resolution}]);
+      note.textContent = `Means of the requests around the median and of the slowest, so that each column adds up. Attributed: ${share(report.attributed_share)} of the time.`
+        + (nothing.length ? ` No time in ${nothing.join(", ")}.` : "");
+      chart.redraw(drawPath(lines, "the path"));
+    });
   }
 
   // --- The selection ------------------------------------------------------------------------------------------
 
   /** {t0, t1, l0, l1}: columns from t0 up to t1, rows from l0 up to l1, the ends excluded; null is all. */
   let selection = null;
+  /** The same as instants, ms, and latencies, ns, so that it holds on another grid; null is an end left open. */
+  let wanted = null;
+  const everything = () => ({t0: 0, t1: grid.columns, l0: 0, l1: rows});
+  const isEmpty = () => selection !== null && selection.t0 >= selection.t1;
   const inside = (cell) => {
     const t = cells.column[cell];
     const l = cells.row[cell];
     return t >= selection.t0 && t < selection.t1 && l >= selection.l0 && l < selection.l1;
   };
-  const picture = [];
-  const onSelect = (draw) => picture.push(draw);
 
-  /** What is selected: a flag for each cell, and sums over the cells. */
-  function summarise() {
+  /** What is selected: a flag for each cell, and sums over the cells; `fresh`: the data is other, not the selection. */
+  function summarise(fresh) {
     const chosen = cells.requests.map((_, cell) => selection === null || inside(cell));
     const sum = (column, flag = true) => column.reduce((all, value, cell) => (chosen[cell] === flag ? all + value : all), 0);
-    return {chosen, sum, requests: sum(cells.requests), total: sum(cells.total_ns)};
+    return {chosen, sum, fresh, requests: sum(cells.requests), total: sum(cells.total_ns)};
   }
 
   function select(next) {
@@ -125,37 +166,66 @@
       if (next.t0 === 0 && next.l0 === 0 && next.t1 === grid.columns && next.l1 === rows) next = null;
     }
     selection = next;
-    const now = summarise();
+    wanted = next && {
+      t0: next.t0 === 0 ? null : columnStart(next.t0), t1: next.t1 === grid.columns ? null : columnStart(next.t1),
+      l0: next.l0 === 0 ? null : grid.edges_ns[next.l0], l1: next.l1 === rows ? null : grid.edges_ns[next.l1],
+    };
+    drawPicture(false);
+  }
+
+  function drawPicture(fresh) {
+    const now = summarise(fresh);
     for (const draw of picture) draw(now);
   }
 
+  /** The cells of the present grid that `wanted` touch; none where they lie beyond it. */
+  function place() {
+    if (wanted === null) return null;
+    const column = (ms) => (ms - grid.first_ms) / grid.width_ms;
+    const edges = grid.edges_ns;
+    const placed = {
+      t0: wanted.t0 === null ? 0 : Math.max(0, Math.floor(column(wanted.t0) + 1e-6)),
+      t1: wanted.t1 === null ? grid.columns : Math.min(grid.columns, Math.ceil(column(wanted.t1) - 1e-6)),
+      l0: wanted.l0 === null ? 0 : Math.max(0, d3.bisectRight(edges, wanted.l0) - 1),
+      l1: wanted.l1 === null ? rows : Math.min(rows, d3.bisectLeft(edges, wanted.l1)),
+    };
+    return placed.t0 < placed.t1 && placed.l0 < placed.l1 ? placed : {t0: 0, t1: 0, l0: 0, l1: 0};
+  }
+
   const describe = () => {
-    const edge = (row) => duration(grid.edges_ns[row], 1, 2);
+    const edge = (ns) => duration(ns, 1, 2);
+    if (isEmpty()) {
+      const range = (low, high, text, until) => (low === null ? (high === null ? null : `${until} ${text(high)}`) : high === null ? `from ${text(low)}` : `${text(low)} to ${text(high)}`);
+      return [range(wanted.t0, wanted.t1, (ms) => `${when(ms)} ${zone}`, "until"), range(wanted.l0, wanted.l1, edge, "up to")].filter(Boolean).join(", ");
+    }
     const end = manyDays ? when(columnStart(selection.t1)) : clock(columnStart(selection.t1));
-    return `${when(columnStart(selection.t0))} to ${end} ${zone}, ${edge(selection.l0)} to ${edge(selection.l1)}`;
+    return `${when(columnStart(selection.t0))} to ${end} ${zone}, ${edge(grid.edges_ns[selection.l0])} to ${edge(grid.edges_ns[selection.l1])}`;
   };
 
   // --- Latency over time --------------------------------------------------------------------------------------
 
   function drawHeatSection() {
-    const edges = grid.edges_ns;
-    const list = cells.requests.map((requests, cell) => ({requests,
-      x1: instant(columnStart(cells.column[cell])), x2: instant(columnStart(cells.column[cell] + 1)),
-      y1: edges[cells.row[cell]], y2: edges[cells.row[cell] + 1],
-      tip: `${count(requests, "request")}\n${when(columnStart(cells.column[cell]))}\n${duration(edges[cells.row[cell]], 1, 2)} to ${duration(edges[cells.row[cell] + 1], 1, 2)}`}));
-    const most = d3.max(list, (cell) => cell.requests) || 1;
-    const ticks = [];
-    for (let base = 1000; base <= edges[rows]; base *= 10) for (const step of [1, 2, 5]) {
-      if (base * step >= edges[0] && base * step <= edges[rows]) ticks.push(base * step);
-    }
-    if (ticks.length < 4) {
-      for (let base = 1000; base <= edges[rows]; base *= 10) for (const step of [3, 4, 6, 7, 8, 9]) {
+    let edges, list, most, sparse, timeFormat;
+    const prepare = () => {
+      edges = grid.edges_ns;
+      list = cells.requests.map((requests, cell) => ({requests,
+        x1: instant(columnStart(cells.column[cell])), x2: instant(columnStart(cells.column[cell] + 1)),
+        y1: edges[cells.row[cell]], y2: edges[cells.row[cell] + 1],
+        tip: `${count(requests, "request")}\n${when(columnStart(cells.column[cell]))}\n${duration(edges[cells.row[cell]], 1, 2)} to ${duration(edges[cells.row[cell] + 1], 1, 2)}`}));
+      most = d3.max(list, (cell) => cell.requests) || 1;
+      const ticks = [];
+      for (let base = 1000; base <= edges[rows]; base *= 10) for (const step of [1, 2, 5]) {
         if (base * step >= edges[0] && base * step <= edges[rows]) ticks.push(base * step);
       }
-    }
-    const sparse = ticks.length > 9 ? ticks.filter((tick) => String(tick)[0] === "1") : ticks;
-    const spanS = (grid.columns * grid.width_ms) / 1000;
-    const timeFormat = spanS > 3 * 86400 ? "%m-%d" : spanS > 86400 ? "%m-%d %H:%M" : spanS > 600 ? "%H:%M" : spanS > 4 ? "%H:%M:%S" : "%H:%M:%S.%L";
+      if (ticks.length < 4) {
+        for (let base = 1000; base <= edges[rows]; base *= 10) for (const step of [3, 4, 6, 7, 8, 9]) {
+          if (base * step >= edges[0] && base * step <= edges[rows]) ticks.push(base * step);
+        }
+      }
+      sparse = ticks.length > 9 ? ticks.filter((tick) => String(tick)[0] === "1") : ticks;
+      const spanS = (grid.columns * grid.width_ms) / 1000;
+      timeFormat = spanS > 3 * 86400 ? "%m-%d" : spanS > 86400 ? "%m-%d %H:%M" : spanS > 600 ? "%H:%M" : spanS > 4 ? "%H:%M:%S" : "%H:%M:%S.%L";
+    };
     let scales;
     let brush;
     let layer;
@@ -189,19 +259,21 @@
     };
     const show = () => {
       if (!layer) return;
-      if (selection === null) return layer.call(brush.move, null);
+      if (selection === null || isEmpty()) return layer.call(brush.move, null);
       const x = (column) => scales.x.apply(instant(columnStart(column)));
       layer.call(brush.move, [[x(selection.t0), scales.y.apply(edges[selection.l1])], [x(selection.t1), scales.y.apply(edges[selection.l0])]]);
     };
     const chart = figure(draw);
 
     // Keyboard and fingers: four sliders say the same as the drag.
+    const base = () => (selection === null || isEmpty() ? everything() : selection);
     const slider = (label, max, get, set, text) => {
-      const input = make("input", {type: "range", min: 0, max, step: 1, "aria-label": label, id: `slider-${label.replace(/ /g, "-")}`});
+      const input = make("input", {type: "range", min: 0, step: 1, "aria-label": label, id: `slider-${label.replace(/ /g, "-")}`});
       const output = make("output", {});
-      input.addEventListener("input", () => select(set(selection || {t0: 0, t1: grid.columns, l0: 0, l1: rows}, Number(input.value))));
+      input.addEventListener("input", () => select(set(base(), Number(input.value))));
       onSelect(() => {
-        const value = get(selection || {t0: 0, t1: grid.columns, l0: 0, l1: rows});
+        const value = get(base());
+        input.max = max();
         input.value = value;
         input.setAttribute("aria-valuetext", text(value));
         output.textContent = text(value);
@@ -210,25 +282,31 @@
     };
     const edge = (row) => duration(edges[row], 1, 2);
     const sliders = make("details", {class: "onscreen"}, make("summary", {}, "Select by sliders"), make("div", {class: "sliders"},
-      slider("from", grid.columns - 1, (s) => s.t0, (s, v) => ({...s, t0: v, t1: Math.max(s.t1, v + 1)}), (v) => when(columnStart(v))),
-      slider("until", grid.columns, (s) => s.t1, (s, v) => ({...s, t1: Math.max(1, v), t0: Math.min(s.t0, Math.max(0, v - 1))}), (v) => when(columnStart(v))),
-      slider("latency from", rows - 1, (s) => s.l0, (s, v) => ({...s, l0: v, l1: Math.max(s.l1, v + 1)}), edge),
-      slider("latency up to", rows, (s) => s.l1, (s, v) => ({...s, l1: Math.max(1, v), l0: Math.min(s.l0, Math.max(0, v - 1))}), edge)));
+      slider("from", () => grid.columns - 1, (s) => s.t0, (s, v) => ({...s, t0: v, t1: Math.max(s.t1, v + 1)}), (v) => when(columnStart(v))),
+      slider("until", () => grid.columns, (s) => s.t1, (s, v) => ({...s, t1: Math.max(1, v), t0: Math.min(s.t0, Math.max(0, v - 1))}), (v) => when(columnStart(v))),
+      slider("latency from", () => rows - 1, (s) => s.l0, (s, v) => ({...s, l0: v, l1: Math.max(s.l1, v + 1)}), edge),
+      slider("latency up to", () => rows, (s) => s.l1, (s, v) => ({...s, l1: Math.max(1, v), l0: Math.min(s.l0, Math.max(0, v - 1))}), edge)));
     const status = make("span", {role: "status", "aria-live": "polite", id: "selected"});
     const clear = make("button", {class: "act onscreen", type: "button", id: "clear", on: {click: () => select(null)}}, "Show all");
     const slow = make("button", {class: "act onscreen", type: "button", id: "select-slow", on: {click: () => select(slowest(0.01))}}, "Select the slow ones");
     const strip = make("div", {class: "selection"}, status, slow, clear);
-    const scale = make("p", {class: "soft"}, `One cell is ${grid.width} wide; the darkest has ${count(most, "request")}, the lightest 1.`);
+    const scale = make("p", {class: "soft"});
     page.append(section("heat", "Latency over time", "Since when is it slow, and is it all requests or some? Drag over a region to narrow everything below to its requests.",
       chart.element, scale, sliders), strip);
+    onData(() => {
+      prepare();
+      scale.textContent = `One cell is ${grid.width} wide; the darkest has ${count(most, "request")}, the lightest 1.`;
+      chart.redraw();
+    });
     onSelect((now) => {
       show();
       clear.hidden = selection === null;
       slow.hidden = selection !== null || rows < 2;
+      // What was done is read out, and not what goes on by itself.
+      status.setAttribute("aria-live", now.fresh ? "off" : "polite");
       status.replaceChildren(...(selection === null ? [make("strong", {}, `All ${count(report.requests, "request")}`)]
         : [make("strong", {}, `${group(now.requests)} of ${count(report.requests, "request")}`), ` selected: ${describe()}`]));
     });
-    chart.redraw();
   }
 
   /** The rows of the grid that hold the slowest share of the requests. */
@@ -361,7 +439,6 @@
   // --- What differs -------------------------------------------------------------------------------------------
 
   function drawDifferSection() {
-    const attributes = {route: data.routes, query: data.statements, ...data.attributes};
     const question = make("p", {class: "soft"});
     const chart = figure(() => make("span"));
     const view = table("attributes that differ", [
@@ -376,6 +453,7 @@
     page.append(section("differ", "What differs", "Which attributes do these requests have more often than the rest?", question, chart.element, view.element,
       make("p", {class: "soft"}, "Ranked by the difference of the shares, in percentage points; what could be chance (less than three standard errors) is left out.")));
     onSelect((now) => {
+      const attributes = {route: data.routes, query: data.statements, ...data.attributes};
       const few = Math.ceil(report.requests / 100);
       const own = selection === null ? few : now.requests;
       const other = report.requests - own;
@@ -450,7 +528,6 @@
   }
 
   function drawQueriesSection() {
-    if (!report.statements.length) return;
     const note = make("p", {class: "soft"});
     const view = table("queries", [
       {name: "query", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: "code"}, shorten(row.name, 240))},
@@ -460,8 +537,10 @@
       {name: "total", value: (row) => row.total, text: (row) => duration(row.total)},
       {name: "errors", value: (row) => row.errors, text: (row) => (row.errors ? group(row.errors) : "")},
     ], {sort: {name: "total", descending: true}, empty: "These requests have none."});
-    page.append(section("queries", "Queries", "Which statements take the database's time, as the app waits for it?", view.element, note));
+    const part = section("queries", "Queries", "Which statements take the database's time, as the app waits for it?", view.element, note);
+    page.append(part);
     onSelect((now) => {
+      part.hidden = !report.statements.length;
       note.textContent = `${report.operations_mean.toFixed(1)} database operations a request over all.` + (selection === null ? "" : " The p99 of a query is known for all requests only.");
       if (selection === null) {
         return view.show(report.statements.map((each) => ({name: queryName(each), count: each.count, mean: each.mean_ns, p99: each.p99_ns, total: each.total_ns, errors: each.errors})));
@@ -540,35 +619,73 @@
     const holder = make("div");
     const note = make("p", {class: "soft"});
     const LIMIT = 10;
+    /** Those on the page, by what tells them apart: {request, element, ours}; `ours`: opened, but not by the reader. */
+    let shown = new Map();
     page.append(section("requests", "The slowest requests", "What did single slow requests spend their time on?", holder, note));
     onSelect((now) => {
       const found = data.requests.filter((request) => now.chosen[request.cell]);
-      holder.replaceChildren(...found.slice(0, LIMIT).map(drawRequest));
+      const next = new Map();
+      for (const request of found.slice(0, LIMIT)) {
+        const key = `${request.trace_id} ${request.at} ${request.total_ns}`;
+        next.set(key, shown.get(key) || {request, element: drawRequest(request), ours: false});
+      }
+      let kept = 0;
+      for (const [key, each] of shown) {
+        if (next.has(key) || !now.fresh || !each.element.open || each.ours) continue;
+        next.set(key, each);
+        kept++;
+      }
+      shown = next;
+      const wanted = [...next.values()].sort((one, other) => other.request.total_ns - one.request.total_ns).map((each) => each.element);
+      // Those that stay are not moved: they would lose the focus.
+      wanted.forEach((element, i) => { if (holder.children[i] !== element) holder.insertBefore(element, holder.children[i] || null); });
+      while (holder.children.length > wanted.length) holder.lastChild.remove();
       note.textContent = found.length ? `The page has ${count(found.length, "request")} of these in full; ${found.length > LIMIT ? `the slowest ${LIMIT} are shown` : "all are shown"}. Any other: reqpath trace ID.`
         : "The page has none of these in full; reqpath trace ID shows any request.";
-      if (selection === null && holder.firstChild) holder.firstChild.open = true;
+      if (kept) note.textContent += ` ${kept === 1 ? "One that you opened is" : `${kept} that you opened are`} not among these any more, and stay until closed.`;
+      if (selection === null && holder.firstChild && !now.fresh) {
+        const first = [...next.values()].find((each) => each.element === holder.firstChild);
+        first.ours = !first.element.open;
+        first.element.open = true;
+        first.element.querySelector("summary").addEventListener("click", () => { first.ours = false; });
+      }
     });
   }
 
   // --- What is unknown ----------------------------------------------------------------------------------------
 
   function drawUnknownSection() {
-    page.append(section("unknown", "What is unknown, and how to get it", "What do these figures not have?",
-      data.notes.length ? notes(data.notes) : make("p", {}, "Nothing: every stamp is there, none contradicts another, and no record was lost.")));
-    page.append(make("footer", {}, "Made by reqpath; drawn with D3 7.9.2 and Observable Plot 0.6.17 (ISC licence), which are in this file. It asks nothing of any network."));
+    const holder = make("div");
+    page.append(section("unknown", "What is unknown, and how to get it", "What do these figures not have?", holder));
+    onData(() => {
+      holder.replaceChildren(data.notes.length ? notes(data.notes)
+        : make("p", {}, "Nothing: every stamp is there, none contradicts another, and no record was lost."));
+    });
+    page.append(make("footer", {}, "Made by reqpath; drawn with D3 7.9.2 and Observable Plot 0.6.17 (ISC licence), which are in this file. ",
+      live ? "It asks nobody but the server that it came from." : "It asks nothing of any network."));
   }
 
-  if (report.requests) {
-    drawHead();
-    drawPathSection();
-    drawHeatSection();
-    drawShareSection();
-    drawDifferSection();
-    drawRoutesSection();
-    drawQueriesSection();
-    drawRequestsSection();
-    drawUnknownSection();
-    select(null);
+  /** Draw other data; the selection, the order of the tables and what is open stay. */
+  function show(next) {
+    const first = report === undefined;
+    take(next);
+    if (first) {
+      drawHead();
+      drawPathSection();
+      drawHeatSection();
+      drawShareSection();
+      drawDifferSection();
+      drawRoutesSection();
+      drawQueriesSection();
+      drawRequestsSection();
+      drawUnknownSection();
+    }
+    selection = place();
+    for (const draw of drawings) draw();
+    drawPicture(!first);
   }
+
+  if (data.report.requests) show(data);
   document.documentElement.dataset.ready = "true";
+  return {show};
 })();
