@@ -33,7 +33,7 @@ def test_an_old_kernel_is_asked_for_the_process(monkeypatch: pytest.MonkeyPatch)
         def madvise(self, *_: Any) -> None:
             raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(forks.mmap, "mmap", OldKernelsPage)
+    monkeypatch.setattr("reqpath.forks.mmap.mmap", OldKernelsPage)
     mark = mark_process()
     assert not isinstance(mark, mmap.mmap)
     assert mark[0] == 1

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from reqpath.analyse.breakdown import build_breakdown
 from reqpath.path import RequestPath
 from reqpath.raw import CLOSED, RawRecord, complete_record
 from reqpath.record import encode
@@ -93,15 +94,10 @@ def test_a_request_with_all_its_stamps_is_usual(changes: dict[str, Any]) -> None
         {"marks": [0, 5, 9, 7]},
         {"marks": [99, DAY_NS]},
         {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1]},
-        {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK[:4]]},
-        {"statements": [DAY_NS, DAY_NS + 1, ["SELECT ?"], 1, LINK]},
-        {"statements": [DAY_NS, None, "SELECT ?", 1, LINK]},
-        {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, [["tcp"], *LINK[1:]]]},
         {"environ": ENVIRON[:8]},
         {"environ": [*ENVIRON, None]},
         {"environ": [None, *ENVIRON[1:]]},
         {"environ": [*ENVIRON[:3], 7, *ENVIRON[4:]]},
-        {"marks": [0, DAY_NS, 9, DAY_NS + 7], "statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK]},
         {"end": CLOSED + 1},
         {"app_start_ns": -1},
         {"app_start_ns": 1 << 63},
@@ -109,6 +105,28 @@ def test_a_request_with_all_its_stamps_is_usual(changes: dict[str, Any]) -> None
 )
 def test_a_request_of_which_anything_is_odd_is_completed_at_once(changes: dict[str, Any]) -> None:
     assert not is_usual(make_usual(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK[:4]]},
+        {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, 7]},
+        {"statements": [DAY_NS, DAY_NS + 1, ["SELECT ?"], 1, [["tcp"], *LINK[1:]]]},
+        {"statements": [DAY_NS, None, "SELECT ?", 1, LINK]},
+        {"marks": [0, DAY_NS, 9, DAY_NS + 7], "statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK]},
+        {"marks": [0, DAY_NS, QUERY, DAY_NS], "statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK]},
+    ],
+)
+def test_statements_that_make_no_sense_are_dropped_and_counted(changes: dict[str, Any]) -> None:
+    """No worker writes them; the rest of such a record is as good as any other's."""
+    record = make_usual(**changes)
+    assert is_usual(record)
+    completed = complete(record)
+    assert (completed.operations, completed.dropped_operations) == ([], 1)
+    line = make_nginx_record(trace_id="a" * 32, span_id="b" * 16, end_ns=NOW_NS + 10_000, resolution_ns=1_000)
+    paths = [RequestPath(head, None, line) for head in (record, make_usual())]
+    assert build_breakdown(paths).whole.requests == 2
 
 
 @given(st.binary(max_size=40), st.integers(0, 2))

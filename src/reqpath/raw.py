@@ -11,6 +11,7 @@ The order of the fields is the format, as in `record`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from operator import attrgetter, sub
 from typing import Any, Final, Literal
@@ -78,6 +79,9 @@ _MAX_PATH: Final = 1024
 #: PyMySQL says so of an unbuffered result, whose number of rows it does not know.
 _UNKNOWN_ROWS: Final = (1 << 64) - 1
 
+#: What a record that makes no sense raises while it is completed.
+_SENSELESS: Final = (TypeError, ValueError, IndexError, AttributeError)
+_OPTIONAL_TEXT: Final = (str, type(None))
 #: Of all operations but a connect, whose list is its own.
 _NO_PHASES: Final[list[tuple[str, int]]] = []
 
@@ -257,18 +261,20 @@ def complete_record(raw: RawRecord, writer_id: str) -> WorkerRecord:
 
     Raises: msgspec.ValidationError for what no worker writes.
     """
-    try:
+    with contextlib.suppress(*_SENSELESS):
         return _complete(raw, writer_id)
-    except (TypeError, ValueError, IndexError, AttributeError):
-        pass
     # A server may put anything into its environ; what is no text is as good as not there.
     raw.environ = [
         value if isinstance(value, int if key == "uwsgi.core" else str) else None
         for key, value in zip(ENVIRON_KEYS, raw.environ, strict=False)
     ]
+    with contextlib.suppress(*_SENSELESS):
+        return _complete(raw, writer_id)
+    raw.dropped_operations += len(raw.statements) // STATEMENT_ITEMS
+    raw.statements = []
     try:
         return _complete(raw, writer_id)
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
+    except _SENSELESS as error:
         raise msgspec.ValidationError(f"not a worker's record: {error}") from error
 
 
@@ -326,6 +332,8 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
             first_byte_ns, fetch_ns = _tell_first_byte(
                 find_first_byte(codes, instants_ns, start, raw.unmeasured), end, base_ns
             )
+        if not (isinstance(statement, _OPTIONAL_TEXT) and isinstance(link[0], _OPTIONAL_TEXT)):
+            raise TypeError("neither statement nor transport can be anything but text")
         transport, address, port, namespace, number = link
         operations.append(
             Operation(

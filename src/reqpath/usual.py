@@ -29,7 +29,7 @@ from reqpath.raw import (
 )
 from reqpath.record import AppSpan, NginxRecord, Transport, WorkerRecord
 from reqpath.stamps import ALWAYS_COPIED, USUAL_TEXT, is_digits, read_usual_numbers
-from reqpath.tiers import WORKER_SEGMENTS, Stamps, order_stamps, read_in_order
+from reqpath.tiers import Stamps, order_stamps, read_in_order
 
 #: A mark in msgpack: its code, the tag of an unsigned 64 bit number, and that number.
 MARK_BYTES: Final = 10
@@ -37,9 +37,9 @@ MARK_BYTES: Final = 10
 _LAST_NS: Final = 1 << 62
 _LAST_BIT: Final = 1 << 31
 _TAG: Final = b"\xcf"
+_SHORT_ARRAY: Final = 0x9
 _LONG_ARRAY: Final = 0xDC
 _CODES: Final = bytes(range(len(SEGMENT_OF)))
-_QUERY: Final = WORKER_SEGMENTS.index("mysql.query")
 #: Of what a usual record has all, in the order of its environ; then method and path.
 _USUAL_ENVIRON: Final = re.compile(USUAL_TEXT + ",", re.ASCII)
 #: Of its stamps.
@@ -149,8 +149,8 @@ def is_usual(record: UsualRecord) -> bool:
         or not 0 <= record.unmeasured <= _LAST_BIT
     ):
         return False
-    environ, statements = record.environ, record.statements
-    if len(environ) != ALWAYS_COPIED or len(statements) % STATEMENT_ITEMS:
+    environ = record.environ
+    if len(environ) != ALWAYS_COPIED or len(record.statements) % STATEMENT_ITEMS:
         return False
     try:
         # A None raises.
@@ -161,27 +161,13 @@ def is_usual(record: UsualRecord) -> bool:
     marks = bytes(record.packed_marks)
     start = len(marks) % MARK_BYTES
     codes = marks[start::MARK_BYTES]
-    if (
+    return (
         # An array, short or long, whose elements are pairs of a small number and one of 64 bits.
-        not (marks[0] >> 4 == 9 if start == 1 else start == 3 and marks[0] == _LONG_ARRAY)
-        or not codes
-        or codes.translate(None, _CODES)
-        or marks[start + 1 :: MARK_BYTES] != _TAG * len(codes)
-        # Each statement was sent at a mark, which is not the last.
-        or codes.count(_QUERY, 0, -1) * STATEMENT_ITEMS < len(statements)
-    ):
-        return False
-    for start_ns, end_ns, statement, _, link in zip(*[iter(statements)] * STATEMENT_ITEMS):  # noqa: B905 - whole
-        if (
-            start_ns.__class__ is not int
-            or end_ns.__class__ is not int
-            or statement.__class__ is not str
-            or link.__class__ is not list
-            or len(link) != 5
-            or link[0].__class__ is list
-        ):
-            return False
-    return True
+        (marks[0] >> 4 == _SHORT_ARRAY if start == 1 else start == 3 and marks[0] == _LONG_ARRAY)
+        and len(codes) > 0
+        and not codes.translate(None, _CODES)
+        and marks[start + 1 :: MARK_BYTES] == _TAG * len(codes)
+    )
 
 
 def complete(record: WorkerHead, writer_id: str = "") -> WorkerRecord:

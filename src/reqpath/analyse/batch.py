@@ -9,7 +9,7 @@ in `tiers`, and from what their workers noted without making anything of it; the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -53,6 +53,8 @@ class BatchTiming(NamedTuple):
     residual_ns: FloatArray
     #: `IN_ORDER`, `ENDS_EARLY` or `ODD`.
     kind: npt.NDArray[np.int8]
+    #: Which are in order and have a `UsualRecord`, by position.
+    usual: list[int]
     #: The first start and the last end, ns since the epoch.
     first_ns: int
     last_ns: int
@@ -85,11 +87,11 @@ def measure_batch(paths: Sequence[RequestPath]) -> BatchTiming:
     kind = np.full(len(paths), ODD, np.int8)
     bounds_ns: list[int] = []
     parts = []
-    others: Iterable[int] = range(len(paths))
     if usual:
         part = _read_usual([paths[at] for at in usual], np.array(usual))
         parts.append(part)
-        others = sorted(set(others).difference(part.at.tolist()))
+        usual = part.at.tolist()
+    others = set(range(len(paths))).difference(usual)
     stamps, exclusive_ns, in_order = [], [], []
     for at in others:
         path = paths[at]
@@ -117,7 +119,7 @@ def measure_batch(paths: Sequence[RequestPath]) -> BatchTiming:
         kind[part.at] = np.where(end_ns < closed_ns, ENDS_EARLY, IN_ORDER)
         bounds_ns += (int(start_ns.min()), int(end_ns.max()))
     residual_ns = total_ns - np.nansum(segments, axis=0)
-    return BatchTiming(segments, total_ns, residual_ns, kind, min(bounds_ns), max(bounds_ns))
+    return BatchTiming(segments, total_ns, residual_ns, kind, usual, min(bounds_ns), max(bounds_ns))
 
 
 def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOrder:

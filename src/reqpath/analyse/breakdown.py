@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reqpath.analyse.batch import ODD, measure_batch
-from reqpath.analyse.columns import UNKNOWN, Column, IntArray, Names, order_stably, to_floats
+from reqpath.analyse.columns import UNKNOWN, Column, FloatArray, IntArray, Names, order_stably, to_floats
 from reqpath.analyse.figures import Breakdown, SlowRequest, WorkerFigures
 from reqpath.analyse.group import GroupBuilder, Mark, count_marks
 from reqpath.analyse.operations import OTHERS, OperationTable
@@ -35,7 +35,6 @@ from reqpath.path import RequestPath
 from reqpath.record import WriterInfo
 from reqpath.spool import SpoolLosses
 from reqpath.tiers import SEGMENTS, WORKER_SEGMENTS
-from reqpath.usual import UsualRecord
 
 if TYPE_CHECKING:
     from reqpath.traces.counts import TraceCounts
@@ -133,76 +132,103 @@ class BreakdownBuilder:
 
     def _add(self, paths: list[RequestPath]) -> None:
         """Add some requests, so few that they can be held."""
-        # All that a million turns look up is looked up once.
-        shortcuts, workers, operations = self._shortcuts, self._workers, self._operations
         timings = measure_batch(paths)
-        marks: list[int] = []
-        numbers: list[int] = []
-        cpu: list[int | None] = []
-        run_queue: list[int | None] = []
-        key: tuple[object, ...]
-        for row, (path, kind) in enumerate(zip(paths, timings.kind.tolist(), strict=True), self._count):
-            # Any: which of the two kinds of head it is, a checker can't tell by its class.
-            head: Any = path.head
-            line, info = path.nginx, path.info
-            if kind == ODD or head is None or line is None:
-                route, mark = self._mark_path(path)
-            else:
-                if head.__class__ is UsualRecord:
-                    # Its status line and resolution are not worked out for each.
-                    key = (
-                        head.environ[3], head.route, head.status_line, head.transport,
-                        line.status, line.resolution_ns, kind,
-                    )  # fmt: skip
-                else:
-                    key = (
-                        head.method, head.route, head.status, head.transport, head.nginx_resolution_ns,
-                        line.status, line.resolution_ns, kind,
-                    )  # fmt: skip
-                found = shortcuts.get(key)
-                if found is None:
-                    found = self._learn_shortcut(key, path)
-                route, mark = found
-            marks.append(mark)
-            number = None if info is None else workers.get(info.writer_id)
-            numbers.append(self._learn_worker(info) if number is None else number)
-            if head.__class__ is UsualRecord:
-                start_ns, end_ns = head.cpu_start_ns, head.cpu_end_ns
-                cpu.append(None if start_ns is None or end_ns is None else end_ns - start_ns)
-                run_queue.append(head.run_queue_ns)
-                if head.statements:
-                    operations.add_statements(route, head.statements)
-                if kind != ODD:
-                    continue
-            worker = path.worker
-            if worker is None:
-                cpu.append(None)
-                run_queue.append(None)
-                continue
-            if head is worker:
-                cpu.append(worker.cpu_ns)
-                run_queue.append(worker.run_queue_ns)
-                if worker.operations:
-                    operations.add(row, route, worker.operations)
-            if worker.rejected_stamps or worker.dropped_operations:
-                self._rejected.update(worker.rejected_stamps)
-                self._dropped_operations += worker.dropped_operations
+        kinds = timings.kind.tolist()
+        mark_to_run_queue = np.full((4, len(paths)), UNKNOWN, np.float64)
+        usual = timings.usual
+        try:
+            if usual:
+                mark_to_run_queue[:, usual] = self._take_usual(
+                    [paths[at] for at in usual], [kinds[at] for at in usual]
+                )
+        except (TypeError, IndexError):
+            # Statements that no worker writes.
+            usual = []
+        for at in set(range(len(paths))).difference(usual):
+            mark_to_run_queue[:, at] = self._take(self._count + at, paths[at], kinds[at])
+        self._operations.pack()
         for at in np.flatnonzero(timings.total_ns > self._slowest_limit).tolist():
             self._keep_slow(int(timings.total_ns[at]), self._count + at, paths[at])
-        operations.pack()
+        mark, worker, cpu, run_queue = mark_to_run_queue
         for column, values in (
             *zip(self._segments, np.fmax(timings.segments, UNKNOWN, out=timings.segments), strict=True),
             (self._total, timings.total_ns),
             (self._residual, timings.residual_ns),
-            (self._cpu, np.fmax(to_floats(cpu), UNKNOWN)),
-            (self._run_queue, np.fmax(to_floats(run_queue), UNKNOWN)),
-            (self._mark, to_floats(marks)),
-            (self._worker, to_floats(numbers)),
+            (self._mark, mark),
+            (self._worker, worker),
+            # A NaN is less than any number.
+            (self._cpu, np.fmax(cpu, UNKNOWN)),
+            (self._run_queue, np.fmax(run_queue, UNKNOWN)),
         ):
             column.add(values)
         self._first_ns = min(self._first_ns, timings.first_ns) if self._count else timings.first_ns
-        self._last_ns = max(self._last_ns, timings.last_ns)
+        self._last_ns = max(self._last_ns, timings.last_ns) if self._count else timings.last_ns
         self._count += len(paths)
+
+    def _take_usual(self, paths: list[RequestPath], kinds: list[int]) -> FloatArray:
+        """Take what is not time of requests whose heads are usual; return what `_take` does, a column each.
+
+        Raises: TypeError, IndexError for statements that no worker writes.
+        """
+        # Each list is made by itself: there can be a million of these requests.
+        heads: list[Any] = [path.head for path in paths]
+        lines: list[Any] = [path.nginx for path in paths]
+        keys = zip(
+            # Their methods; what a status line says is not worked out for each.
+            [head.environ[3] for head in heads],
+            [head.route for head in heads],
+            [head.status_line for head in heads],
+            [head.transport for head in heads],
+            [line.status for line in lines],
+            [line.resolution_ns for line in lines],
+            kinds,
+            strict=True,
+        )
+        find, learn = self._shortcuts.get, self._learn_shortcut
+        routes, marks = zip(
+            *[find(key) or learn(key, path) for key, path in zip(keys, paths, strict=True)], strict=True
+        )
+        self._operations.add_statements(routes, [head.statements for head in heads])
+        infos = {id(path.info): path.info for path in paths}
+        numbers = {key: self._number_worker(info) for key, info in infos.items()}
+        begin_ns, end_ns = (
+            to_floats([head.cpu_start_ns for head in heads]),
+            to_floats([head.cpu_end_ns for head in heads]),
+        )
+        return np.array(
+            [
+                to_floats(marks),
+                to_floats([numbers[id(path.info)] for path in paths]),
+                end_ns - begin_ns,
+                to_floats([head.run_queue_ns for head in heads]),
+            ]
+        )
+
+    def _take(self, row: int, path: RequestPath, kind: int) -> tuple[int, int, float, float]:
+        """Take what is not time of one request; return its mark, worker, CPU time and run queue."""
+        worker, line = path.worker, path.nginx
+        if kind == ODD or worker is None or line is None:
+            route, mark = self._mark_path(path)
+        else:
+            key = (
+                *(worker.method, worker.route, worker.status, worker.transport, worker.nginx_resolution_ns),
+                *(line.status, line.resolution_ns, kind),
+            )
+            route, mark = self._shortcuts.get(key) or self._learn_shortcut(key, path)
+        number = self._number_worker(path.info)
+        if worker is None:
+            return mark, number, UNKNOWN, UNKNOWN
+        if worker.operations:
+            self._operations.add(row, route, worker.operations)
+        self._rejected.update(worker.rejected_stamps)
+        self._dropped_operations += worker.dropped_operations
+        cpu_ns, run_queue_ns = worker.cpu_ns, worker.run_queue_ns
+        return (
+            mark,
+            number,
+            UNKNOWN if cpu_ns is None else cpu_ns,
+            UNKNOWN if run_queue_ns is None else run_queue_ns,
+        )
 
     def _learn_shortcut(self, key: tuple[object, ...], path: RequestPath) -> tuple[int, int]:
         if len(self._shortcuts) >= _MAX_SHORTCUTS:
@@ -332,11 +358,14 @@ class BreakdownBuilder:
             traces=traces,
         )
 
-    def _learn_worker(self, info: WriterInfo | None) -> int:
+    def _number_worker(self, info: WriterInfo | None) -> int:
         if info is None:
             return UNKNOWN
-        self._worker_infos.append(info)
-        return self._workers.setdefault(info.writer_id, len(self._workers))
+        number = self._workers.get(info.writer_id)
+        if number is None:
+            self._worker_infos.append(info)
+            number = self._workers[info.writer_id] = len(self._workers)
+        return number
 
     def _keep_slow(self, total_ns: int, row: int, path: RequestPath) -> None:
         # The row breaks ties, so that paths are never compared; the earlier request stays.

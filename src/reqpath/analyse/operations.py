@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain, repeat
+from operator import sub
 from typing import Any, Final
 
 import numpy as np
@@ -55,19 +58,23 @@ class OperationTable:
                 self.tls_contexts[row] += sum(ns for name, ns in operation.phases if name == "tls_context")
         self._by_route[route] = self._by_route.get(route, 0) + count
 
-    def add_statements(self, route: int, statements: list[Any]) -> None:
-        """Add the queries in `RawRecord.statements` of a request."""
-        numbers = self._numbers
-        append_number, append_time = self._append_number, self._append_time
-        for start_ns, end_ns, statement, _, link in zip(*[iter(statements)] * STATEMENT_ITEMS):  # noqa: B905
-            key = ("query", statement, link[0])
-            number = numbers.get(key)
-            if number is None:
-                number = self._number(key)
-            append_number(number)
-            # Nothing is done between two fetches of such a query.
-            append_time(end_ns - start_ns)
-        self._by_route[route] = self._by_route.get(route, 0) + len(statements) // STATEMENT_ITEMS
+    def add_statements(self, routes: Sequence[int], statements: Sequence[list[Any]]) -> None:
+        """Add the queries in `RawRecord.statements` of some requests, whose routes these are.
+
+        Raises: TypeError, IndexError for what no worker writes; then none of them was added.
+        """
+        flat = list(chain.from_iterable(statements))
+        # Nothing is done between two fetches of such a query.
+        times_ns = list(map(sub, flat[1::STATEMENT_ITEMS], flat[::STATEMENT_ITEMS]))
+        transports = [link[0] for link in flat[4::STATEMENT_ITEMS]]
+        find, learn = self._numbers.get, self._number
+        self._pending_numbers += [
+            learn(key) if (number := find(key)) is None else number
+            for key in zip(repeat("query"), flat[2::STATEMENT_ITEMS], transports)
+        ]
+        self._pending_times += times_ns
+        for route, own in zip(routes, statements, strict=True):
+            self._by_route[route] = self._by_route.get(route, 0) + len(own) // STATEMENT_ITEMS
 
     def pack(self) -> None:
         """Put what was added into columns."""
