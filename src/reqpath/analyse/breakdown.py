@@ -105,10 +105,7 @@ class BreakdownBuilder:
             self._marks.setdefault((routes[mark.route], *mark[1:]), len(self._marks))
             for mark in map(Mark._make, other._marks)
         ]
-        workers = []
-        for info in other._worker_infos:
-            number = self._workers.get(info.writer_id)
-            workers.append(self._learn_worker(info) if number is None else number)
+        workers = [self._number_worker(info) for info in other._worker_infos]
         for column, its in (
             *zip(self._segments, other._segments, strict=True),
             (self._total, other._total),
