@@ -378,8 +378,8 @@ class CubeBuilder:
         size = len(once)
         sums: dict[str, npt.NDArray[np.generic]] = {
             "count": np.bincount(which, minlength=size),
-            "time_ns": np.array(_sum(which, _read(self._operation_time), size), np.int64),
-            "errors": np.array(_sum(which, _read(self._operation_error), size), np.int64),
+            "time_ns": _add_up(which, _read(self._operation_time), size),
+            "errors": _add_up(which, _read(self._operation_error), size),
         }
         request = once // len(values)
         return _build_pairs(values, cell_of[request], once % len(values), slowest[request], sums)
@@ -489,9 +489,13 @@ def _build_pairs(
 
 
 def _sum(number_of: npt.NDArray[np.intp], values: npt.NDArray[np.generic], size: int) -> list[int]:
+    sums: list[int] = _add_up(number_of, values, size).tolist()
+    return sums
+
+
+def _add_up(number_of: npt.NDArray[np.intp], values: npt.NDArray[np.generic], size: int) -> Integers:
     """Sum whole numbers by number; exact below 2**53, 104 days of ns."""
-    sums = np.bincount(number_of, weights=values, minlength=size)
-    return [int(value) for value in sums.tolist()]
+    return np.bincount(number_of, weights=values, minlength=size).astype(np.int64)
 
 
 def _find_keys(keys: Integers) -> tuple[Integers, npt.NDArray[np.intp], Integers]:

@@ -69,8 +69,7 @@ class RecentWindow:
         first, last = self._first(now_ns), now_ns // self._part_ns
         by_part: dict[int, list[RequestPath]] = {}
         for path in paths:
-            timing = path.timing
-            end_ns = timing.start_ns + timing.total_ns
+            end_ns = sum(path.extent)
             if self.newest_ns is None or end_ns > self.newest_ns:
                 self.newest_ns = end_ns
             # A clock that is ahead must not keep a request for longer than others.

@@ -71,7 +71,8 @@ def build_report_data(breakdown: Breakdown, cube: Cube, *, jaeger: str | None = 
         "route_resolutions_ns": [group.resolution_ns for group in breakdown.routes],
         "resolution_ns": breakdown.whole.resolution_ns,
         "grid": _grid_to_json(cube.grid),
-        "cells": dataclasses.asdict(cube.cells),
+        # Its columns are long, and `asdict` copies each number.
+        "cells": {field.name: getattr(cube.cells, field.name) for field in dataclasses.fields(cube.cells)},
         "slices": [dataclasses.asdict(each) for each in cube.slices],
         "routes": _pairs_to_json(cube.routes),
         "statements": _pairs_to_json(cube.statements),
