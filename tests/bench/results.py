@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reqpath.bench.histogram import encode_histogram, make_histogram
-from reqpath.bench.plan import Plan, ScheduledRun, make_quick_plan
-from reqpath.bench.result import Capacity, Configuration, Host, Result, RunRecord, Slice
+from reqpath.bench.plan import Plan, ScheduledRun, make_plan, make_quick_plan
+from reqpath.bench.result import Capacity, Configuration, Host, Reason, Result, RunRecord, Slice
 
 NOW_NS = 1_790_000_000_000_000_000
 
@@ -171,3 +171,35 @@ def make_slice(requests: int, means_ns: Mapping[str, float], cpu_ns: int = 0) ->
             for name, ns in {"cpu": cpu_ns, "run queue": 20_000, "calls": 400_000, "other": 30_000}.items()
         },
     )
+
+
+SHARED = Reason("shared cores", "the client and the servers share 2 cores")
+STEAL = Reason("steal", "other guests took 12 % of the CPU time")
+
+
+def plant_matrix(run: ScheduledRun) -> Mapping[str, float]:
+    """Queries are slower over TCP, and CPU is slower with threads, which wait for the GIL."""
+    planted: dict[str, float] = {"mysql.query": 120_000} if run.cell.hop2 == "tcp" else {}
+    if run.cell.workload == "cpu" and run.cell.workers == "1x4":
+        planted |= {"flask.view": 700_000, "uwsgi.gil": 4_000_000}
+    return planted
+
+
+def spoil_bad_day(run: ScheduledRun) -> Mapping[str, Any]:
+    """One cell can't keep up, and one block has a busy neighbour."""
+    if run.cell.hop1 == "tcp" and run.cell.hop2 == "tcp":
+        return {"saturated": True, "dropped": 400, "failures": {"timeout": 12}, "listen_overflows": 7}
+    if run.block == 1:
+        return {"invalid": (STEAL,)}
+    return {"resolution_ns": 1_000_000}
+
+
+#: What a page can meet.
+CASES: dict[str, Callable[[], Result]] = {
+    "matrix": lambda: make_result(
+        make_plan(), plant=plant_matrix, noise=0.005, drift=0.003, spoil=lambda _: {"limits": (SHARED,)}
+    ),
+    "bad-day": lambda: make_result(make_quick_plan(), spoil=spoil_bad_day, runs=27),
+    "one-block": lambda: make_result(make_quick_plan(blocks=1)),
+    "nothing": lambda: make_result(runs=0),
+}

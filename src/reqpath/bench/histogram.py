@@ -56,3 +56,11 @@ def percentile_ns(histogram: HdrHistogram, percent: float) -> int | None:
     if not histogram.get_total_count():
         return None
     return int(histogram.get_value_at_percentile(percent))
+
+
+def percentiles_ns(histogram: HdrHistogram, percents: Iterable[float]) -> dict[float, int]:
+    """Return many percentiles, made at once, by themselves; none of a histogram without values."""
+    if not histogram.get_total_count():
+        return {}
+    found = histogram.get_percentile_to_value_dict(list(percents))
+    return {percent: int(value_ns) for percent, value_ns in found.items()}

@@ -110,6 +110,15 @@ def judge(result: Result) -> Verdict:
     )
 
 
+def find_counted(result: Result) -> tuple[dict[str, list[RunRecord]], list[RunRecord]]:
+    """Return the runs of which each cell's figures are made, by its key, and those of the A/A twin.
+
+    A saturated cell is not among them, and has no twin.
+    """
+    table = _Table(result)
+    return table.counted_by_cell(), table.counted_twins()
+
+
 def _ask(plan: Plan) -> Iterable[tuple[Workload, str | None, Factor, str, str]]:
     """Yield what the plan's cells can answer."""
     for workload in plan.workloads:
@@ -209,7 +218,7 @@ class _Table:
     def describe(self, cell: Cell) -> CellFigures:
         runs = list(self._runs[cell.key].values())
         saturated = cell.key in self._saturated
-        valid = [run for run in runs if run.is_valid and not saturated]
+        valid = self.counted(cell)
         latency = merge_histograms(run.latency for run in valid)
         seconds_s = sum(run.seconds_s for run in runs)
         overflows = [run.listen_overflows for run in runs if run.listen_overflows is not None]
@@ -242,8 +251,20 @@ class _Table:
             slowest_segments_ns=_segment_means(valid, "slowest"),
         )
 
-    def valid_runs(self, cell: Cell) -> list[RunRecord]:
+    def counted(self, cell: Cell) -> list[RunRecord]:
+        """Return the runs of which a cell's figures are made."""
+        if cell.key in self._saturated:
+            return []
         return [run for run in self._runs[cell.key].values() if run.is_valid]
+
+    def counted_by_cell(self) -> dict[str, list[RunRecord]]:
+        cells = (cell for cell in self._result.plan.cells if cell.key not in self._saturated)
+        return {cell.key: self.counted(cell) for cell in cells}
+
+    def counted_twins(self) -> list[RunRecord]:
+        if self.twin.key in self._saturated:
+            return []
+        return [run for run in self._twins.values() if run.is_valid]
 
     def _refuse(self, first: Cell, second: Cell, blocks: int) -> str:
         """Say why two cells are not compared; empty when they are."""
@@ -463,7 +484,7 @@ def _shift(cell: Cell, tables: tuple[_Table, _Table], comparisons: int) -> CellS
     shares = [one.failed / max(1, one.planned) for one in figures]
     if abs(shares[0] - shares[1]) > FAILURES_APART:
         return refuse(f"requests fail differently often: {shares[0]:.1%} and {shares[1]:.1%}")
-    runs = tables[0].valid_runs(cell), tables[1].valid_runs(cell)
+    runs = tables[0].counted(cell), tables[1].counted(cell)
     return CellShift(
         cell,
         workload,
