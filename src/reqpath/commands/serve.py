@@ -120,7 +120,7 @@ def command(
                 err=True,
             )
         if feed.problem:
-            click.echo(feed.problem, err=True)
+            click.echo(" ".join(feed.problem), err=True)
         click.echo(f"{server.url}  {publisher.what}; Ctrl-C ends it")
         run(feed, publisher, server)
 
@@ -145,7 +145,7 @@ def run(feed: Feed, publisher: Publisher, server: PageServer) -> None:
             publisher.publish_to(server)
             if feed.problem != said:
                 said = feed.problem
-                click.echo(said or f"The spool {feed.directory} is there.", err=True)
+                click.echo(" ".join(said or (f"The spool {feed.directory} is there.",)), err=True)
             if not more:
                 time.sleep(_READ_EVERY_S)
     except KeyboardInterrupt:
@@ -164,7 +164,7 @@ class Feed:
         self.window = window
         self.route = route
         #: Why nothing is read, and what to do.
-        self.problem: str | None = None
+        self.problem: tuple[str, str] | None = None
         #: Whether all that the spool had at first has been read.
         self.caught_up = False
         self._reader: SpoolReader | None = None
@@ -176,9 +176,10 @@ class Feed:
         """Open the spool; return whether it is there. Raises: SpoolError when it can't be read."""
         if not os.path.lexists(self.directory):
             self.problem = (
-                f"There is no spool at {self.directory} yet; it is waited for. The app makes it with its "
-                "first request; if its REQPATH_SPOOL is another directory, name that one: reqpath serve "
-                "SPOOL. For a first look: reqpath demo."
+                f"There is no spool at {self.directory} yet.",
+                "It is shown as soon as the app has made it, with its first request. If the app's "
+                "REQPATH_SPOOL is another directory, name that one: reqpath serve SPOOL. For a first look: "
+                "reqpath demo.",
             )
             return False
         reader = SpoolReader(self.directory, batch_bytes=BATCH_BYTES)
@@ -194,7 +195,7 @@ class Feed:
                     return False
             except SpoolError as error:
                 # It may be put right while this waits.
-                self.problem = f"{error}."
+                self.problem = f"{error}.", "It is tried again."
                 return False
         assert self._reader is not None
         until_s = time.monotonic() + _READ_S
@@ -280,29 +281,31 @@ class Publisher:
 
     def describe(self, tag: str) -> dict[str, Any]:
         """Return what the page says of the figures, and how it asks for them."""
+        waiting, advice = (None, "") if self._feed.window.requests else self._explain_none()
         offset = time.localtime().tm_gmtoff
         return {
             "tag": tag,
             "what": self.what,
-            #: Why there is no request.
-            "waiting": None if self._feed.window.requests else self._explain_none(),
+            # Why there is no request, and what to do.
+            "waiting": waiting,
+            "advice": advice,
             "note": self._describe_limits(),
             "every_ms": round(self._ask_every_s * 1000),
             "offset_min": round(offset / 60),
         }
 
-    def _explain_none(self) -> str:
+    def _explain_none(self) -> tuple[str, str]:
         feed = self._feed
         if feed.problem:
             return feed.problem
         if not feed.caught_up:
-            return "The spool is being read."
+            return "The spool is being read.", ""
         which = "request" if feed.route is None else f"request of {feed.route}"
-        text = f"No {which} has ended in the last {self._width}."
+        advice = "The next one is shown as soon as it has ended."
         if feed.window.newest_ns is not None:
             newest = format_instant(feed.window.newest_ns, milliseconds=False)
-            text += f" The newest ended at {newest}; reqpath report has older ones."
-        return text
+            advice = f"The newest ended at {newest}; reqpath report has older ones. {advice}"
+        return f"No {which} has ended in the last {self._width}.", advice
 
     def _describe_limits(self) -> str | None:
         feed = self._feed

@@ -13,6 +13,8 @@
   const clock = make("span", {id: "live-clock", class: "soft"});
   const button = make("button", {id: "pause", class: "act", type: "button", on: {click: pause}}, "Pause");
   const strip = make("div", {id: "live", class: "live"}, state, clock, button);
+  const advice = make("p", {id: "advice"});
+  document.getElementById("page").append(advice);
   document.body.append(strip);
   // Where the reader is, is held below.
   root.style.overflowAnchor = "none";
@@ -35,12 +37,12 @@
 
   /** Say how it stands; the words change only when that does, since they are read out. */
   function tell() {
-    const empty = live.waiting && drawn ? `${live.waiting} The figures are the last ones.` : `Live: ${live.what}.`;
+    const usual = !live.waiting ? `Live: ${live.what}.` : drawn ? `${live.waiting} The figures are the last ones.` : `Waiting: ${live.what}.`;
     const [name, words] = broken ? ["gone", "This page can't draw what its server sends now: load it again."]
       : gone ? ["gone", `The server has not answered since ${answered || "this page was opened"}${drawn ? "; the figures are of then" : ""}. It is asked again every ${AGAIN_MS / 1000} s.`]
         : paused ? ["paused", "Paused. The figures stay as they are."]
           : back ? ["back", "The server is back."]
-            : [live.waiting ? "waiting" : "live", [empty, live.note].filter(Boolean).join(" ")];
+            : [live.waiting ? "waiting" : "live", [usual, live.note].filter(Boolean).join(" ")];
     strip.dataset.state = name;
     if (state.textContent !== words) state.textContent = words;
     clock.textContent = answered && !gone ? `as of ${answered}` : "";
@@ -101,9 +103,11 @@
         throw error;
       }
       drawn = true;
+      advice.remove();
       hold();
     } else if (!drawn) {
       document.getElementById("sentence").textContent = live.waiting;
+      advice.textContent = live.advice;
     }
     root.dataset.updates = String(++shown);
   }
