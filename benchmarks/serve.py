@@ -1,11 +1,11 @@
 """What `reqpath serve` takes of a core and of memory, while requests are recorded and a page is open.
 
 Writes a spool as four uWSGI workers and a collector would: first the whole window at the rate, then on at the
-rate while the real command serves it and a client asks for figures as often as the page does::
+rate while the real command serves it and a page is open in Debian's Chromium, its slow requests selected::
 
     $ python -m benchmarks.serve --rate 500 --seconds 120
 
-What the browser takes is not in it.
+The share of a core is the server's alone; the page's memory is its heap after a collection.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import time
 import urllib.request
 
 from benchmarks.report import WORKERS, build_request
+from playwright.sync_api import Page, sync_playwright
 
 from reqpath.record import WriterInfo, encode
 from reqpath.spool import SpoolWriter
@@ -114,6 +116,45 @@ def ask(url: str, tag: str) -> tuple[str, int, int, str]:
     return live["tag"], len(packed), len(plain), str(live["note"] or live["waiting"] or "")
 
 
+def watch(page: Page, pid: int, options: argparse.Namespace) -> None:
+    """Measure the server and the page, and print it."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    memory, heap, nodes = [], [], []
+    updates = count_updates(page)
+    begin_s, cpu_s = time.monotonic(), read_cpu_s(pid)
+    while time.monotonic() - begin_s < options.seconds:
+        page.wait_for_timeout(5_000)
+        memory.append(read_memory_mb(pid))
+        session.send("HeapProfiler.collectGarbage")
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        named = {metric["name"]: metric["value"] for metric in metrics}
+        heap.append(named["JSHeapUsedSize"] / 1e6)
+        nodes.append(named["Nodes"])
+    elapsed_s = time.monotonic() - begin_s
+    share = (read_cpu_s(pid) - cpu_s) / elapsed_s
+    updates = count_updates(page) - updates
+    half = len(memory) // 2
+    print(
+        f"serving  {options.rate:.0f} requests/s for {elapsed_s:.0f} s: {share:.1%} of a core, "
+        f"other figures every {elapsed_s / max(1, updates):.1f} s"
+    )
+    print(
+        f"server   at most {max(memory[:half]):.0f} MB in the first half, "
+        f"{max(memory[half:]):.0f} in the second"
+    )
+    print(
+        f"page     at most {max(heap[:half]):.1f} MB and {max(nodes[:half]):.0f} nodes in the first half, "
+        f"{max(heap[half:]):.1f} and {max(nodes[half:]):.0f} in the second; "
+        f"{page.locator('#selected').inner_text()}"
+    )
+
+
+def count_updates(page: Page) -> int:
+    """Return how often the page has shown other figures."""
+    return int(page.evaluate("document.documentElement.dataset.updates"))
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -143,27 +184,18 @@ def main() -> None:
                 tag, _, _, answer = ask(url, tag)
                 note = answer if tag != before else note
             print(f"read     with {read_cpu_s(server.pid):.1f} s of CPU, {read_memory_mb(server.pid):.0f} MB")
-            begin_s, cpu_s, memory = time.monotonic(), read_cpu_s(server.pid), []
-            updates = sent = size = 0
-            while time.monotonic() - begin_s < options.seconds:
-                time.sleep(1)
-                before = tag
-                tag, packed, plain, _ = ask(url, tag)
-                updates += tag != before
-                sent, size = sent + packed, max(size, plain)
-                memory.append(read_memory_mb(server.pid))
-            elapsed_s = time.monotonic() - begin_s
-            share = (read_cpu_s(server.pid) - cpu_s) / elapsed_s
-            half = len(memory) // 2
-            print(
-                f"serving  {options.rate:.0f} requests/s: {share:.1%} of a core, other figures every "
-                f"{elapsed_s / max(1, updates):.1f} s, {sent / elapsed_s / 1e3:.0f} kB/s to the page "
-                f"(at most {size / 1e6:.1f} MB unpacked)"
-            )
-            print(
-                f"memory   at most {max(memory[:half]):.0f} MB in the first half, "
-                f"{max(memory[half:]):.0f} MB in the second"
-            )
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(
+                    executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+                )
+                page = browser.new_page()
+                page.goto(url)
+                page.wait_for_selector("#select-slow")
+                page.locator("#select-slow").click()
+                watch(page, server.pid, options)
+                browser.close()
+            _, packed, plain, _ = ask(url, "")
+            print(f"figures  {plain / 1e6:.1f} MB, {packed / 1e6:.1f} MB on the way")
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()

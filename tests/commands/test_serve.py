@@ -230,7 +230,7 @@ def test_too_many_requests_are_said_to_be_fewer(spool: str, writer: SpoolWriter)
     for _ in range(3):
         write(writer, 40)
         read(feed)
-    assert build(Publisher(feed, None))["live"]["note"].startswith("Only the newest ")
+    assert build(Publisher(feed, None))["live"]["note"].startswith("At most 100 requests are held")
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class RecentWindow:
         self.requests = 0
         #: The end of the newest request that was ever seen, also of one that was too old.
         self.newest_ns: int | None = None
-        self._max_requests = max_requests
+        self.max_requests = max_requests
         self._part_requests = max(1, max_requests // _PARTS)
         self._part_ns = max(window_ns // _PARTS, _LEAST_PART_NS)
         #: By the end of their requests, in parts' lengths since the epoch; several where there are many.
@@ -91,7 +91,7 @@ class RecentWindow:
         first = self._first(now_ns)
         for at in sorted(self._parts):
             parts = self._parts[at]
-            while parts and (at < first or self.requests > self._max_requests):
+            while parts and (at < first or self.requests > self.max_requests):
                 self.requests -= parts.pop(0).breakdown.requests
                 self.version += 1
                 if at >= first:

@@ -312,7 +312,6 @@ class Publisher:
         if feed.window.requests and not feed.caught_up:
             return "The spool is still being read."
         if feed.window.cut:
-            return (
-                f"Only the newest {format_count(feed.window.requests, 'request')} are held, which is fewer."
-            )
+            most = format_count(feed.window.max_requests, "request")
+            return f"At most {most} are held, the newest, so they are of less time."
         return None

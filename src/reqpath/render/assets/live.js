@@ -64,7 +64,7 @@
     asking = true;
     let next = null;
     try {
-      const response = await fetch(`data?after=${tag}`, {cache: "no-store", signal: AbortSignal.timeout(30000)});
+      const response = await fetch(`data?after=${tag}`, {cache: "no-store", signal: AbortSignal.timeout(10000)});
       if (response.status === 200) next = await response.json();
       else if (response.status !== 204) throw new Error(`status ${response.status}`);
       const now = new Date(response.headers.get("date")).getTime() + live.offset_min * 60000;
