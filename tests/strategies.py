@@ -246,6 +246,19 @@ def request_paths(draw: st.DrawFn) -> RequestPath:
 
 
 @st.composite
+def nginx_params(draw: st.DrawFn, start_us: int, pass_us: int) -> str:
+    """What nginx hands over: stamps to a microsecond, or to a millisecond as its own variables are."""
+    if draw(st.booleans()):
+        return ",".join(f"{us // 1_000_000}.{us % 1_000_000:06d}" for us in (start_us, pass_us))
+    ago_ms = draw(st.integers(0, 90_000))
+    now_ms, pass_ms = start_us // 1_000 + ago_ms, pass_us // 1_000
+    return (
+        f"{now_ms // 1_000}.{now_ms % 1_000:03d}-{ago_ms // 1_000}.{ago_ms % 1_000:03d},"
+        f"{pass_ms // 1_000}.{pass_ms % 1_000:03d}"
+    )
+
+
+@st.composite
 def raw_records(draw: st.DrawFn) -> RawRecord:
     """A request as its worker notes it, most often with all its stamps in order and nothing odd about it."""
     instants_ns = [draw(st.integers(1, 1 << 62))]
@@ -263,7 +276,7 @@ def raw_records(draw: st.DrawFn) -> RawRecord:
         accept_us += draw(st.sampled_from((-1, 1))) * draw(st.sampled_from((3_600, 100_000))) * 1_000_000
     environ: list[Any] = [
         f"00-{draw(trace_ids)}-{draw(span_ids)}-0{draw(st.integers(0, 1))}",
-        ",".join(f"{us // 1_000_000}.{us % 1_000_000:06d}" for us in (start_us, pass_us)),
+        draw(nginx_params(start_us, pass_us)),
         f"{accept_us},{parsed_us}",
         draw(methods),
         draw(st.sampled_from(("/", "/items/7", "", "/\xe4", "/" * 2_000))),

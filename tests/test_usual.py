@@ -58,7 +58,7 @@ def test_it_says_what_the_completed_record_says(raw: RawRecord, after_ns: int, r
     for name in (
         "trace_id", "parent_id", "sampled", "method", "path", "route", "status", "transport", "app_start_ns",
         "closed_offset_ns", "sequence", "cpu_ns", "run_queue_ns", "exception", "span_status", "app_span",
-        "app_samples", "dropped_operations",
+        "app_samples", "dropped_operations", "nginx_resolution_ns",
     ):  # fmt: skip
         assert getattr(record, name) == getattr(expected, name), name
     line = make_nginx_record(
@@ -80,6 +80,7 @@ def test_it_says_what_the_completed_record_says(raw: RawRecord, after_ns: int, r
         {},
         {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK]},
         {"marks": [number for at in range(5_000) for number in (3, DAY_NS + at)]},
+        {"environ": [TRACE, f"{SECOND}.002-0.002,{SECOND}.001", *ENVIRON[2:]]},
     ],
 )
 def test_a_request_with_all_its_stamps_is_usual(changes: dict[str, Any]) -> None:

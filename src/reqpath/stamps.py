@@ -47,15 +47,15 @@ ENVIRON_KEYS: Final = (
 ALWAYS_COPIED: Final = 9
 #: Those that a client can send: copied only where a proxy sets them.
 PROXY_HEADERS: Final = frozenset(ENVIRON_KEYS[10:])
-#: The usual values of the first three, start and pass with microseconds, joined by commas: a pattern.
-USUAL_TEXT: Final = ",".join(
-    (
-        r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01]",
-        *(r"[1-9]\d{9}\.\d{6}",) * 2,
-        *(r"[1-9]\d{15}",) * 2,
-    )
-)
-_USUAL: Final = re.compile(USUAL_TEXT, re.ASCII)
+_TRACE: Final = r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01]"
+_FINE: Final = r"[1-9]\d{9}\.\d{6},[1-9]\d{9}\.\d{6}"
+_COARSE: Final = r"[1-9]\d{9}\.\d{3}-\d{1,5}\.\d{3},[1-9]\d{9}\.\d{3}"
+_OF_UWSGI: Final = r"[1-9]\d{15},[1-9]\d{15}"
+#: The usual values of the first three, joined by commas: a pattern. nginx's are good to 1 µs or to 1 ms.
+USUAL_TEXT: Final = f"{_TRACE},(?:{_FINE}|{_COARSE}),{_OF_UWSGI}"
+#: The character of the second after the start's milliseconds, where those are all: then comes `-`.
+AFTER_MILLISECONDS: Final = 14
+_USUAL: Final = re.compile(f"{_TRACE},{_FINE},{_OF_UWSGI}", re.ASCII)
 _decode_numbers: Final = msgspec.json.Decoder(list[int]).decode
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
@@ -94,7 +94,7 @@ def read_stamps(environ: Sequence[Any], now_ns: int) -> Stamps:
     except TypeError:
         return _read_one_by_one(environ, now_ns)
     if _USUAL.fullmatch(text) is not None:
-        stamps_ns = read_usual_numbers(text[56:], now_ns)
+        stamps_ns = read_fine_stamps(text[56:], now_ns)
         if stamps_ns is not None:
             start_ns, pass_ns, accept_ns, parsed_ns = stamps_ns
             return (  # type: ignore[return-value]  # a Stamps takes four times as long to make
@@ -111,8 +111,8 @@ def read_stamps(environ: Sequence[Any], now_ns: int) -> Stamps:
     return _read_one_by_one(environ, now_ns)
 
 
-def read_usual_numbers(text: str, now_ns: int) -> tuple[int, int, int, int] | None:
-    """Read start, pass, accept and parsed, ns, in their usual form; None when not all can be believed."""
+def read_fine_stamps(text: str, now_ns: int) -> tuple[int, int, int, int] | None:
+    """Read start, pass, accept and parsed, ns, all with microseconds; None when not all can be believed."""
     # Without its dot a stamp is µs; a decoder reads four numbers while `int` reads one.
     stamps_us = _decode_numbers(f"[{text.replace('.', '')}]")
     now_us = now_ns // 1_000

@@ -28,7 +28,14 @@ from reqpath.raw import (
     complete_record,
 )
 from reqpath.record import AppSpan, NginxRecord, Transport, WorkerRecord
-from reqpath.stamps import ALWAYS_COPIED, USUAL_TEXT, is_digits, read_usual_numbers
+from reqpath.stamps import (
+    AFTER_MILLISECONDS,
+    ALWAYS_COPIED,
+    USUAL_TEXT,
+    is_digits,
+    read_fine_stamps,
+    read_stamps,
+)
 from reqpath.tiers import Stamps, order_stamps, read_in_order
 
 #: A mark in msgpack: its code, the tag of an unsigned 64 bit number, and that number.
@@ -42,8 +49,8 @@ _LONG_ARRAY: Final = 0xDC
 _CODES: Final = bytes(range(len(SEGMENT_OF)))
 #: Of what a usual record has all, in the order of its environ; then method and path.
 _USUAL_ENVIRON: Final = re.compile(USUAL_TEXT + ",", re.ASCII)
-#: Of its stamps.
-RESOLUTION_NS: Final = 1_000
+FINE_NS: Final = 1_000
+COARSE_NS: Final = 1_000_000
 _decode_marks: Final = msgspec.msgpack.Decoder(list[int]).decode
 
 
@@ -103,6 +110,11 @@ class UsualRecord(msgspec.Struct, array_like=True, tag=4, gc=False):
         """The HTTP method."""
         method: str = self.environ[3]
         return method
+
+    @property
+    def nginx_resolution_ns(self) -> int:
+        """Of nginx's stamps."""
+        return COARSE_NS if self.environ[1][AFTER_MILLISECONDS] == "-" else FINE_NS
 
     @property
     def path(self) -> str:
@@ -190,11 +202,21 @@ def read_head_in_order(worker: WorkerHead, nginx: NginxRecord | None) -> Stamps 
     assert isinstance(worker, UsualRecord)
     if nginx is None:
         return None
-    stamps_ns = read_usual_numbers(",".join(worker.environ[1:3]), worker.app_start_ns)
-    if stamps_ns is None:
-        return None
-    closed_ns = worker.app_start_ns + worker.closed_offset_ns
-    return order_stamps((*stamps_ns, worker.app_start_ns, closed_ns), RESOLUTION_NS, nginx)
+    environ, app_start_ns = worker.environ, worker.app_start_ns
+    resolution_ns = worker.nginx_resolution_ns
+    if resolution_ns == FINE_NS:
+        stamps_ns = read_fine_stamps(f"{environ[1]},{environ[2]}", app_start_ns)
+        if stamps_ns is None:
+            return None
+        start_ns, pass_ns, accept_ns, parsed_ns = stamps_ns
+    else:
+        _, _, _, start_ns, pass_ns, _, accept_ns, parsed_ns, _ = read_stamps(environ, app_start_ns)
+        if start_ns is None or pass_ns is None or accept_ns is None or parsed_ns is None:
+            return None
+    closed_ns = app_start_ns + worker.closed_offset_ns
+    return order_stamps(
+        (start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns), resolution_ns, nginx
+    )
 
 
 def finished_at_ns(record: AnyRecord) -> int:

@@ -19,9 +19,9 @@ from reqpath.analyse.columns import FloatArray, to_floats
 from reqpath.path import RequestPath
 from reqpath.raw import FLASK_SEGMENTS, FLASK_START, SEGMENT_OF
 from reqpath.record import NginxRecord
-from reqpath.stamps import MAX_AGE_NS, MAX_FUTURE_NS
+from reqpath.stamps import MAX_AGE_NS, MAX_FUTURE_NS, read_stamps
 from reqpath.tiers import SEGMENTS, UWSGI_RESOLUTION_NS, WORKER_SEGMENTS, read_in_order, split_in_order
-from reqpath.usual import MARK_BYTES, RESOLUTION_NS, UsualRecord
+from reqpath.usual import FINE_NS, MARK_BYTES, UsualRecord
 
 #: Of `BatchTiming.kind`: all stamps in order; the same, and nginx's end within its resolution before the
 #: closing; any other.
@@ -127,9 +127,18 @@ def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOr
     size = len(paths)
     records: list[Any] = [path.head for path in paths]
     lines: list[NginxRecord] = [path.nginx for path in paths if path.nginx is not None]
-    text = "".join([",".join(record.environ[1:3]) for record in records])
-    digits = np.frombuffer(text.encode("ascii"), np.uint8).reshape(size, _TEXT)[:, _DIGITS] - ord("0")
-    start_ns, pass_ns, accept_ns, parsed_ns = (digits.reshape(size, 4, 16) @ _POWERS).T * 1_000
+    resolutions_ns = [record.nginx_resolution_ns for record in records]
+    if set(resolutions_ns) == {FINE_NS}:
+        text = "".join([",".join(record.environ[1:3]) for record in records])
+        characters = np.frombuffer(text.encode("ascii"), np.uint8).reshape(size, _TEXT)
+        digits = (characters[:, _DIGITS] - ord("0")).reshape(size, 4, 16)
+        start_ns, pass_ns, accept_ns, parsed_ns = (digits @ _POWERS).T * 1_000
+    else:
+        # One that is not believed comes out of order.
+        read = [read_stamps(record.environ, record.app_start_ns) for record in records]
+        start_ns, pass_ns, accept_ns, parsed_ns = np.array(
+            [[ns or 0 for ns in (*each[3:5], *each[6:8])] for each in read]
+        ).T
     app_start_ns = np.array([record.app_start_ns for record in records])
     end_ns = np.array([line.end_ns for line in lines])
 
@@ -153,8 +162,8 @@ def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOr
         exclusive_ns[unknown] = np.nan
     closed_ns = app_start_ns + instants_ns[lasts] - instants_ns[lasts + 1 - counts]
 
-    # As `tiers.order_stamps` and `stamps.read_usual_numbers` have it.
-    resolution_ns = np.maximum([line.resolution_ns for line in lines], RESOLUTION_NS)
+    # As `tiers.order_stamps` and `stamps.read_stamps` have it.
+    resolution_ns = np.maximum([line.resolution_ns for line in lines], resolutions_ns)
     stamps = np.array([start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns])
     good = (stamps[1:-1] >= stamps[:-2]).all(axis=0)
     good &= end_ns >= np.minimum(

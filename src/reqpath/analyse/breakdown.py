@@ -176,6 +176,7 @@ class BreakdownBuilder:
             [head.route for head in heads],
             [head.status_line for head in heads],
             [head.transport for head in heads],
+            [head.nginx_resolution_ns for head in heads],
             [line.status for line in lines],
             [line.resolution_ns for line in lines],
             kinds,
