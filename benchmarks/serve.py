@@ -3,7 +3,7 @@
 Writes a spool as four uWSGI workers and a collector would: first the whole window at the rate, then on at the
 rate while the real command serves it and a page is open in Debian's Chromium, its slow requests selected::
 
-    $ python -m benchmarks.serve --rate 500 --seconds 120
+    $ python benchmarks/serve.py --rate 500 --seconds 120
 
 The share of a core is the server's alone; the page's memory is its heap after a collection.
 """
@@ -25,8 +25,8 @@ import threading
 import time
 import urllib.request
 
-from benchmarks.report import WORKERS, build_request
 from playwright.sync_api import Page, sync_playwright
+from report import WORKERS, build_request
 
 from reqpath.record import WriterInfo, encode
 from reqpath.spool import SpoolWriter

@@ -202,21 +202,23 @@ def read_head_in_order(worker: WorkerHead, nginx: NginxRecord | None) -> Stamps 
     assert isinstance(worker, UsualRecord)
     if nginx is None:
         return None
-    environ, app_start_ns = worker.environ, worker.app_start_ns
-    resolution_ns = worker.nginx_resolution_ns
-    if resolution_ns == FINE_NS:
-        stamps_ns = read_fine_stamps(f"{environ[1]},{environ[2]}", app_start_ns)
-        if stamps_ns is None:
-            return None
-        start_ns, pass_ns, accept_ns, parsed_ns = stamps_ns
-    else:
-        _, _, _, start_ns, pass_ns, _, accept_ns, parsed_ns, _ = read_stamps(environ, app_start_ns)
-        if start_ns is None or pass_ns is None or accept_ns is None or parsed_ns is None:
-            return None
+    stamps_ns = _read_four(worker)
+    if stamps_ns is None:
+        return None
+    app_start_ns = worker.app_start_ns
     closed_ns = app_start_ns + worker.closed_offset_ns
-    return order_stamps(
-        (start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns), resolution_ns, nginx
-    )
+    return order_stamps((*stamps_ns, app_start_ns, closed_ns), worker.nginx_resolution_ns, nginx)
+
+
+def _read_four(worker: UsualRecord) -> tuple[int, int, int, int] | None:
+    """Return start, pass, accept and parsed; None when not all can be believed."""
+    environ, app_start_ns = worker.environ, worker.app_start_ns
+    if worker.nginx_resolution_ns == FINE_NS:
+        return read_fine_stamps(f"{environ[1]},{environ[2]}", app_start_ns)
+    _, _, _, start_ns, pass_ns, _, accept_ns, parsed_ns, _ = read_stamps(environ, app_start_ns)
+    if start_ns is None or pass_ns is None or accept_ns is None or parsed_ns is None:
+        return None
+    return start_ns, pass_ns, accept_ns, parsed_ns
 
 
 def finished_at_ns(record: AnyRecord) -> int:
