@@ -115,8 +115,6 @@ def test_a_request_of_which_anything_is_odd_is_completed_at_once(changes: dict[s
         {"statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, 7]},
         {"statements": [DAY_NS, DAY_NS + 1, ["SELECT ?"], 1, [["tcp"], *LINK[1:]]]},
         {"statements": [DAY_NS, None, "SELECT ?", 1, LINK]},
-        {"marks": [0, DAY_NS, 9, DAY_NS + 7], "statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK]},
-        {"marks": [0, DAY_NS, QUERY, DAY_NS], "statements": [DAY_NS, DAY_NS + 1, "SELECT ?", 1, LINK]},
     ],
 )
 def test_statements_that_make_no_sense_are_dropped_and_counted(changes: dict[str, Any]) -> None:

@@ -51,8 +51,6 @@ SEGMENT_OF: Final = (
 )
 #: A bit of `RawRecord.unmeasured` beside those of segments: first packets are not seen in this process.
 NO_FIRST_PACKETS: Final = 1 << len(WORKER_SEGMENTS)
-_FRAMEWORK: Final = SEGMENT_OF[FLASK_START]
-_VIEW: Final = SEGMENT_OF[VIEW_START]
 _TEMPLATE: Final = WORKER_SEGMENTS.index("flask.template")
 _QUERY: Final = WORKER_SEGMENTS.index("mysql.query")
 _FETCH: Final = WORKER_SEGMENTS.index("mysql.fetch")
@@ -82,8 +80,6 @@ _UNKNOWN_ROWS: Final = (1 << 64) - 1
 #: What a record that makes no sense raises while it is completed.
 _SENSELESS: Final = (TypeError, ValueError, IndexError, AttributeError)
 _OPTIONAL_TEXT: Final = (str, type(None))
-#: Of all operations but a connect, whose list is its own.
-_NO_PHASES: Final[list[tuple[str, int]]] = []
 
 #: Of a database connection: transport, host name or path of the socket, port, database, number.
 Link = tuple[Transport | None, str | None, int | None, str | None, int]
@@ -184,10 +180,9 @@ class RawRecord(msgspec.Struct, array_like=True, tag=4, gc=False):
 def sum_marks(marks: list[int], folded: Marks | None = None) -> Marks:
     """Sum up what is marked, in addition to what was before; the last mark's segment has no time yet."""
     codes, instants_ns = marks[::2], marks[1::2]
-    sums = [0] * len(SEGMENT_OF)
+    sums = [0] * _SEGMENTS
     for code, duration_ns in zip(codes, map(sub, instants_ns[1:], instants_ns)):  # noqa: B905 - one less
-        sums[code] += duration_ns
-    sums = fold_sums(sums)
+        sums[SEGMENT_OF[code]] += duration_ns
     flask_start_ns = instants_ns[codes.index(FLASK_START)] if FLASK_START in codes else None
     view_start_ns = instants_ns[codes.index(VIEW_START)] if VIEW_START in codes else None
     view_end_ns = instants_ns[codes.index(VIEW_END)] if VIEW_END in codes else None
@@ -200,16 +195,6 @@ def sum_marks(marks: list[int], folded: Marks | None = None) -> Marks:
         view_start_ns if folded.view_start_ns is None else folded.view_start_ns,
         view_end_ns if folded.view_end_ns is None else folded.view_end_ns,
     )
-
-
-def fold_sums(sums: list[int]) -> list[int]:
-    """Return the times of segments, of the times of marks."""
-    sums[_FRAMEWORK] += sums[FLASK_START] + sums[VIEW_END]
-    sums[_VIEW] += sums[VIEW_START]
-    sums[_QUERY] += sums[ASKED_FOR_FILE]
-    sums[_FETCH] += sums[READ]
-    del sums[_SEGMENTS:]
-    return sums
 
 
 def take_statement(statements: list[Any], at: int, marks: list[int], unmeasured: int) -> RawOperation:
@@ -279,12 +264,11 @@ def complete_record(raw: RawRecord, writer_id: str) -> WorkerRecord:
 
 
 def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
-    # A report reads a million: what most requests need is here, and what few do is called.
-    environ, marks, app_start_ns = raw.environ, raw.marks, raw.app_start_ns
+    environ, app_start_ns = raw.environ, raw.app_start_ns
     (trace_id, parent_id, sampled, start_ns, pass_ns, resolution_ns, accept_ns, parsed_ns, rejected) = (
         read_stamps(environ, app_start_ns)
     )
-    span_id = "%016x" % raw.span_bits  # noqa: UP031 - a quarter faster than an f-string here
+    span_id = f"{raw.span_bits:016x}"
     identity = raw.identity
     if identity is not None:
         trace_id, span_id = identity.trace_id, identity.span_id
@@ -292,73 +276,9 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
     elif not trace_id:
         # Nobody asked for it, so any will do that is the same whenever this is read.
         trace_id = writer_id + span_id
-    _, _, _, method, path, script, host, length, core, *more = environ
-    if script or more or not path or len(path) > _MAX_PATH or not path.isascii():
-        path = read_path(environ)
-
-    codes, instants_ns = marks[::2], marks[1::2]
-    folded = raw.folded
-    sums: list[Any] = [0] * len(SEGMENT_OF)
-    for code, begin_ns, end_ns in zip(codes, instants_ns, instants_ns[1:]):  # noqa: B905 - one less
-        sums[code] += end_ns - begin_ns
-    exclusive_ns: list[Any] = fold_sums(sums)
-    base_ns = instants_ns[0]
-    flask_start_ns = view_start_ns = view_end_ns = None
-    if folded is not None:
-        summed = sum_marks(marks, folded)
-        exclusive_ns, base_ns = summed.exclusive_ns, summed.start_ns
-        flask_start_ns, view_start_ns, view_end_ns = (
-            None if instant_ns is None else instant_ns - base_ns
-            for instant_ns in (summed.flask_start_ns, summed.view_start_ns, summed.view_end_ns)
-        )
-    else:
-        if FLASK_START in codes:
-            flask_start_ns = instants_ns[codes.index(FLASK_START)] - base_ns
-        if VIEW_START in codes:
-            view_start_ns = instants_ns[codes.index(VIEW_START)] - base_ns
-        if VIEW_END in codes:
-            view_end_ns = instants_ns[codes.index(VIEW_END)] - base_ns
-
-    operations = []
-    statements = raw.statements
-    at = 0
-    for start, end, statement, rows, link in zip(*[iter(statements)] * STATEMENT_ITEMS, strict=True):
-        at = codes.index(_QUERY, at)
-        if instants_ns[at] == start and codes[at + 1] == _FETCH:
-            first_byte_ns: int | None = instants_ns[at + 1] - base_ns
-            fetch_ns: int | None = end - instants_ns[at + 1]
-            at += 1
-        else:
-            first_byte_ns, fetch_ns = _tell_first_byte(
-                find_first_byte(codes, instants_ns, start, raw.unmeasured), end, base_ns
-            )
-        if not (isinstance(statement, _OPTIONAL_TEXT) and isinstance(link[0], _OPTIONAL_TEXT)):
-            raise TypeError("neither statement nor transport can be anything but text")
-        transport, address, port, namespace, number = link
-        operations.append(
-            Operation(
-                "query",
-                start - base_ns,
-                end - base_ns,
-                first_byte_ns,
-                statement,
-                # None also for what is not PyMySQL's.
-                rows if rows.__class__ is int and rows < _UNKNOWN_ROWS else None,
-                None,
-                transport,
-                address,
-                port,
-                namespace,
-                None,
-                False,
-                _NO_PHASES,
-                number,
-                fetch_ns,
-            )
-        )
-    if raw.operations:
-        operations += [_complete_operation(operation, base_ns) for operation in raw.operations]
-        operations.sort(key=_start_of)
+    method, _, _, host, length, core = environ[3:ALWAYS_COPIED]
+    summed = sum_marks(raw.marks, raw.folded)
+    base_ns = summed.start_ns
     status = raw.status
     record = WorkerRecord(
         trace_id,
@@ -367,21 +287,21 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
         sampled,
         raw.sequence,
         method or "",
-        path,
+        read_path(environ),
         raw.route,
         int(status[:3]) if status.__class__ is str and is_digits(status[:3]) else None,
         app_start_ns,
-        marks[-1] - base_ns if raw.end == CLOSED else None,
-        exclusive_ns,
+        raw.marks[-1] - base_ns if raw.end == CLOSED else None,
+        _hide_unmeasured(raw, summed),
         start_ns,
         pass_ns,
         resolution_ns,
         accept_ns,
         parsed_ns,
-        flask_start_ns,
-        view_start_ns,
-        view_end_ns,
-        None if raw.response_start_ns is None else raw.response_start_ns - base_ns,
+        _since(base_ns, summed.flask_start_ns),
+        _since(base_ns, summed.view_start_ns),
+        _since(base_ns, summed.view_end_ns),
+        _since(base_ns, raw.response_start_ns),
         None if raw.cpu_start_ns is None or raw.cpu_end_ns is None else raw.cpu_end_ns - raw.cpu_start_ns,
         raw.run_queue_ns,
         core if core.__class__ is int else None,
@@ -389,30 +309,57 @@ def _complete(raw: RawRecord, writer_id: str) -> WorkerRecord:
         host,
         int(length) if length and len(length) < 19 and is_digits(length) else None,
         raw.response_bytes,
-        operations,
+        _complete_operations(raw, base_ns),
         raw.dropped_operations,
+        rejected_stamps=rejected,
+        closing_offset_ns=_since(base_ns, raw.closing_ns),
     )
-    if exclusive_ns[_TEMPLATE] and folded is None:
-        timeline = marks.copy()
-        timeline[::2] = [SEGMENT_OF[code] for code in codes]
-        timeline[1::2] = [instant_ns - base_ns for instant_ns in instants_ns]
-        record.timeline = timeline
-    for index in _unmeasured_of(raw.unmeasured):
-        # Another app's hook may have measured it, or Flask inside a plain middleware.
-        if not exclusive_ns[index] and (index not in FLASK_SEGMENTS or flask_start_ns is None):
-            exclusive_ns[index] = None
-    if raw.end == NOT_SENT:
-        exclusive_ns[_SEND] = None
-    if rejected:
-        record.rejected_stamps = rejected
-    if raw.closing_ns is not None:
-        record.closing_offset_ns = raw.closing_ns - base_ns
+    if summed.exclusive_ns[_TEMPLATE] and raw.folded is None:
+        record.timeline = timeline = raw.marks.copy()
+        timeline[::2] = [SEGMENT_OF[code] for code in raw.marks[::2]]
+        timeline[1::2] = [instant_ns - base_ns for instant_ns in raw.marks[1::2]]
     if raw.notes is not None:
         notes = raw.notes
         record.span_name, record.attributes, record.events = notes.span_name, notes.attributes, notes.events
         record.span_status, record.exception = notes.span_status, notes.exception
         record.app_span, record.app_samples = notes.app_span, notes.app_samples
     return record
+
+
+def _since(base_ns: int, instant_ns: int | None) -> int | None:
+    return None if instant_ns is None else instant_ns - base_ns
+
+
+def _hide_unmeasured(raw: RawRecord, summed: Marks) -> list[int | None]:
+    """Return the segments' times; None for those that nothing could have measured in this process."""
+    exclusive_ns: list[int | None] = [*summed.exclusive_ns]
+    for index in range(_SEGMENTS) if raw.unmeasured else ():
+        # Another app's hook may have measured it, or Flask inside a plain middleware.
+        if (
+            raw.unmeasured >> index & 1
+            and not exclusive_ns[index]
+            and (index not in FLASK_SEGMENTS or summed.flask_start_ns is None)
+        ):
+            exclusive_ns[index] = None
+    if raw.end == NOT_SENT:
+        exclusive_ns[_SEND] = None
+    return exclusive_ns
+
+
+def _complete_operations(raw: RawRecord, base_ns: int) -> list[Operation]:
+    """Return what was noted of the database, in order."""
+    noted = [
+        take_statement(raw.statements, at, raw.marks, raw.unmeasured)
+        for at in range(0, len(raw.statements), STATEMENT_ITEMS)
+    ]
+    for operation in noted:
+        if not (
+            isinstance(operation.statement, _OPTIONAL_TEXT) and isinstance(operation.link[0], _OPTIONAL_TEXT)
+        ):
+            raise TypeError("neither statement nor transport can be anything but text")
+    noted += raw.operations
+    noted.sort(key=_start_of)
+    return [_complete_operation(operation, base_ns) for operation in noted]
 
 
 def _tell_first_byte(first_byte_ns: int, end_ns: int, base_ns: int) -> tuple[int | None, int | None]:
@@ -453,13 +400,3 @@ def _complete_operation(raw: RawOperation, base_ns: int) -> Operation:
 
 
 _start_of: Final = attrgetter("start_ns")
-_indexes: Final[dict[int, tuple[int, ...]]] = {}
-
-
-def _unmeasured_of(bits: int) -> tuple[int, ...]:
-    indexes = _indexes.get(bits)
-    if indexes is None:
-        indexes = tuple(index for index in range(_SEGMENTS) if bits >> index & 1)
-        if len(_indexes) < 1 << _SEGMENTS:
-            _indexes[bits] = indexes
-    return indexes
