@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -13,8 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from reqpath.bench.figures import Verdict
-from reqpath.bench.plan import ScheduledRun, Workload, make_plan, make_quick_plan
-from reqpath.bench.result import Reason
+from reqpath.bench.plan import ScheduledRun, Workload, make_quick_plan
 from reqpath.bench.statistics import Estimate
 from reqpath.bench.verdict import compare_results, judge
 from reqpath.render.bench import (
@@ -24,57 +22,25 @@ from reqpath.render.bench import (
     render_verdict,
     verdict_to_json,
 )
-from reqpath.render.bench_html import render_verdict_html
 from reqpath.render.bench_sentence import format_estimate, render_control, render_verdicts
-from tests.bench.results import make_result, make_slice
+from tests.bench.results import CASES, make_result, make_slice
 
 Draw = Callable[..., str]
 Compare = Callable[[str, str], None]
 
-SHARED = Reason("shared cores", "the client and the servers share 2 cores")
-STEAL = Reason("steal", "other guests took 12 % of the CPU time")
 
-
-def plant_matrix(run: ScheduledRun) -> Mapping[str, float]:
-    """Queries are slower over TCP, and CPU is slower with threads, which wait for the GIL."""
-    planted: dict[str, float] = {"mysql.query": 120_000} if run.cell.hop2 == "tcp" else {}
-    if run.cell.workload == "cpu" and run.cell.workers == "1x4":
-        planted |= {"flask.view": 700_000, "uwsgi.gil": 4_000_000}
-    return planted
-
-
-def make_matrix() -> Verdict:
-    result = make_result(
-        make_plan(), plant=plant_matrix, noise=0.005, drift=0.003, spoil=lambda _: {"limits": (SHARED,)}
-    )
-    return judge(result)
-
-
-def spoil_bad_day(run: ScheduledRun) -> Mapping[str, Any]:
-    if run.cell.hop1 == "tcp" and run.cell.hop2 == "tcp":
-        return {"saturated": True, "dropped": 400, "failures": {"timeout": 12}, "listen_overflows": 7}
-    if run.block == 1:
-        return {"invalid": (STEAL,)}
-    return {"resolution_ns": 1_000_000}
-
-
-CASES: dict[str, Callable[[], Verdict]] = {
-    "matrix": make_matrix,
-    "bad-day": lambda: judge(make_result(make_quick_plan(), spoil=spoil_bad_day, runs=27)),
-    "one-block": lambda: judge(make_result(make_quick_plan(blocks=1))),
-    "nothing": lambda: judge(make_result(runs=0)),
-}
+def judge_case(name: str) -> Verdict:
+    return judge(CASES[name]())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_page_is_as_recorded(name: str, draw: Draw, compare_golden: Compare) -> None:
-    verdict = CASES[name]()
+    verdict = judge_case(name)
     compare_golden(f"bench-{name}.txt", draw(lambda console: render_verdict(verdict, console)))
-    compare_golden(f"bench-{name}.html", render_verdict_html(verdict))
 
 
 def test_the_page_in_colour_is_as_recorded(draw: Draw, compare_golden: Compare) -> None:
-    verdict = CASES["bad-day"]()
+    verdict = judge_case("bad-day")
     page = draw(lambda console: render_verdict(verdict, console), colour=True)
     compare_golden("bench-bad-day.ansi", page)
 
@@ -94,19 +60,19 @@ def test_two_results_are_as_recorded(draw: Draw, compare_golden: Compare) -> Non
 
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_no_line_is_wider_than_the_console(width: int, draw: Draw) -> None:
-    for make in CASES.values():
-        verdict = make()
+    for name in CASES:
+        verdict = judge_case(name)
         page = draw(lambda console, verdict=verdict: render_verdict(verdict, console), width)
         assert max(map(cell_len, page.splitlines())) <= width
 
 
 def test_threads_that_wait_for_the_gil_are_told_as_such() -> None:
-    sentences = render_verdicts(make_matrix())
+    sentences = render_verdicts(judge_case("matrix"))
     assert any("4 threads cost 4.7" in one and "of it waiting for the GIL" in one for one in sentences)
 
 
 def test_a_saturated_cell_is_shown_as_saturated_and_nothing_else(draw: Draw) -> None:
-    verdict = CASES["bad-day"]()
+    verdict = judge_case("bad-day")
     page = draw(lambda console: render_verdict(verdict, console))
     rows = [line for line in page.splitlines() if line.startswith("tcp → 4x1 → tcp")]
     assert len(rows) == 1
@@ -117,7 +83,8 @@ def test_a_saturated_cell_is_shown_as_saturated_and_nothing_else(draw: Draw) -> 
 
 
 def test_one_block_has_no_sentence_that_tells_of_a_difference() -> None:
-    for sentence in [*render_verdicts(CASES["one-block"]()), render_control(CASES["one-block"]().control)]:
+    verdict = judge_case("one-block")
+    for sentence in [*render_verdicts(verdict), render_control(verdict.control)]:
         assert "no verdict, 1 valid block" in sentence
         assert " save " not in sentence
         assert " cost " not in sentence
@@ -153,48 +120,15 @@ def test_a_difference_the_other_way_reads_the_same_with_its_signs_changed(
     assert len(format_estimate(there)) < 50
 
 
-class Page(HTMLParser):
-    """Checks that every tag is closed, and notes what the page would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "action")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_html_page_is_whole_and_loads_nothing(name: str) -> None:
-    page = Page()
-    text = render_verdict_html(CASES[name]())
-    page.feed(text)
-    assert page.open == []
-    assert page.loads == []
-    assert "http" not in text
-    assert "@import" not in text
-    assert "<script" not in text
-
-
-def test_what_a_plan_says_can_not_become_markup(draw: Draw) -> None:
+def test_what_a_plan_says_can_not_reach_a_terminal(draw: Draw) -> None:
     evil = Workload("<b>x", "<script>alert(1)</script>\x1b[31m", "/")
     verdict = judge(make_result(make_quick_plan(workloads=[evil])))
-    page = render_verdict_html(verdict)
-    assert "<script" not in page
-    assert "<b>x" not in page
-    assert "\x1b" not in page
     assert "\x1b" not in draw(lambda console: render_verdict(verdict, console))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_verdict_as_json_has_its_sentences_and_every_figure(name: str) -> None:
-    verdict = CASES[name]()
+    verdict = judge_case(name)
     document = json.loads(json.dumps(verdict_to_json(verdict)))
     assert document["sentences"] == render_verdicts(verdict)
     assert len(document["cells"]) == len(verdict.cells)
@@ -244,5 +178,5 @@ def test_two_results_without_a_difference_say_so() -> None:
     ],
 )
 def test_what_became_of_all_arrivals_is_told(name: str, words: str, draw: Draw) -> None:
-    verdict = CASES[name]()
+    verdict = judge_case(name)
     assert words in " ".join(draw(lambda console: render_verdict(verdict, console)).split())

@@ -492,12 +492,14 @@ def _print_verdict(result: Result, *, as_json: bool) -> None:
 
 
 def _write_page(path: str, result: Result) -> None:
+    from reqpath.bench.detail import describe_result
     from reqpath.bench.verdict import judge
-    from reqpath.render.bench_html import render_verdict_html
+    from reqpath.render.page_bench import render_bench_page
 
+    page = render_bench_page(judge(result), describe_result(result))
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(render_verdict_html(judge(result)))
+            file.write(page)
     except OSError as error:
         raise ConfigurationError(f"{path} can't be written: {error.strerror}") from error
 

@@ -54,13 +54,18 @@ _UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
 
 def render_verdicts(verdict: Verdict) -> list[str]:
     """Return the sentences of all questions, those with a difference first."""
+    return [render_question(question) for question in order_questions(verdict)]
+
+
+def order_questions(verdict: Verdict) -> list[Question]:
+    """Return the questions, those with a difference first."""
     rank = {"different": 0, "none": 1, "undecided": 2}
 
     def order(question: Question) -> int:
         mean, slowest = question.mean, question.slowest
         return min(rank[one.outcome] if one else 3 for one in (mean, slowest))
 
-    return [render_question(question) for question in sorted(verdict.questions, key=order)]
+    return sorted(verdict.questions, key=order)
 
 
 def render_question(question: Question) -> str:

@@ -47,6 +47,22 @@ const parts = (() => {
     return "";
   }
 
+  /** The same text as `reqpath.render.bench_sentence.format_estimate`, of {value_ns, low_ns, high_ns}. */
+  function estimate(difference, sign = true) {
+    if (!difference) return UNKNOWN;
+    const {value_ns: value, low_ns: low, high_ns: high} = difference;
+    if (low === null || high === null) return duration(value, 1, 3, sign);
+    const largest = Math.max(Math.abs(value), Math.abs(low), Math.abs(high));
+    const [size, unit] = UNITS.find((entry) => largest >= entry[0]) || UNITS[UNITS.length - 1];
+    const width = Math.max(high - low, largest / 100, 1);
+    const decimals = Math.min(Math.max(0, -Math.floor(Math.log10(width / size / 3))), unit === "µs" ? 1 : 2);
+    const write = (ns) => {
+      const rounded = round((ns / size) * 10 ** decimals) / 10 ** decimals;
+      return rounded ? `${sign && rounded > 0 ? "+" : ""}${group(rounded, decimals)}` : "0";
+    };
+    return `${write(value)} ${unit} [${write(low)}, ${write(high)}]`;
+  }
+
   const count = (number, noun) => `${group(number)} ${noun}${number === 1 ? "" : "s"}`;
   const shorten = (text, limit) => (text.length > limit ? `${text.slice(0, limit)}…` : text);
 
@@ -175,6 +191,66 @@ const parts = (() => {
     return {element, redraw(next) { if (next) draw = next; if (element.isConnected) redraw(); }};
   }
 
+  /**
+   * Draw a waterfall of differences: each row begins where the one before it ended, so that they lead to the sum.
+   *
+   * A row is {name, tier, difference: {value_ns, low_ns, high_ns}, sum, dim}: the line across a bar's end is its
+   * interval, a row with `sum` begins at 0, one with `dim` is no difference that can be told. The figure goes into
+   * `container`; returns what draws other rows in it.
+   */
+  function drawDifferences(container, rows, {label = "differences by tier", axis = "difference, summed up from above"} = {}) {
+    const LINE = 25;
+    const place = (list) => {
+      let at = 0;
+      return list.map((row, i) => {
+        const {value_ns: value, low_ns: low, high_ns: high} = row.difference;
+        const start = row.sum ? 0 : at;
+        const end = start + value;
+        if (!row.sum) at = end;
+        const known = low !== null && high !== null;
+        return {...row, i, start, end, low: known ? start + low : null, high: known ? start + high : null,
+          text: estimate(row.difference), short: duration(value, 1, 3, true)};
+      });
+    };
+    const draw = (list) => (width) => {
+      const placed = place(list);
+      const narrow = width < 560;
+      const left = narrow ? 118 : 160;
+      const right = narrow ? 66 : 190;
+      const ends = placed.flatMap((row) => [row.start, row.end, row.low ?? row.end, row.high ?? row.end, 0]);
+      const [low, high] = d3.extent(ends.length ? ends : [0]);
+      const pad = (high - low || 1000) * 0.03;
+      // So wide that a difference next to nothing is still seen.
+      const least = ((high - low) * 1.5) / (width - left - right);
+      const known = placed.filter((row) => row.low !== null);
+      const caps = known.flatMap((row) => [[row.i, row.low], [row.i, row.high]]);
+      const fill = (row) => (row.sum ? "var(--soft)" : colour(row.tier));
+      return plot(`${label}: ${placed.map((row) => `${row.name} ${row.text}`).join(", ")}`, {width, height: placed.length * LINE + 56,
+        marginLeft: left, marginRight: right, marginTop: 6, marginBottom: 42,
+        x: {domain: [low - pad, high + pad], label: axis, labelAnchor: "center", labelArrow: "none", ticks: narrow ? 3 : 6,
+          tickFormat: (ns) => (ns ? duration(ns, 1, 2, true).replace(".0", "") : "0"), grid: true},
+        y: {type: "linear", domain: [placed.length - 0.4, -0.6], axis: null}, color: {type: "identity"}, opacity: {type: "identity"},
+        marks: [
+          Plot.ruleX([0], {stroke: "var(--soft)"}),
+          Plot.rect(placed, {x1: (row) => Math.min(row.start, row.end) - (row.start === row.end ? least / 2 : 0), x2: (row) => Math.max(row.start, row.end, Math.min(row.start, row.end) + least),
+            y1: (row) => row.i - 0.34, y2: (row) => row.i + 0.34, fill, fillOpacity: (row) => (row.dim ? 0.45 : 1), stroke: "var(--edge)", strokeWidth: 0.75}),
+          Plot.link(placed.filter((row, i) => !row.sum && i + 1 < placed.length), {x1: "end", x2: "end", y1: (row) => row.i + 0.34, y2: (row) => row.i + 0.66, stroke: "var(--soft)"}),
+          Plot.link(known, {x1: "low", x2: "high", y1: "i", y2: "i", stroke: "currentColor", strokeWidth: 1.25}),
+          Plot.link(caps, {x1: ([, ns]) => ns, x2: ([, ns]) => ns, y1: ([i]) => i - 0.14, y2: ([i]) => i + 0.14, stroke: "currentColor", strokeWidth: 1.25}),
+          ...[[placed.filter((row) => !row.sum), null], [placed.filter((row) => row.sum), 600]].map(([some, fontWeight]) =>
+            Plot.text(some, {frameAnchor: "left", y: "i", text: (row) => shorten(row.name, narrow ? 18 : 24), textAnchor: "start", dx: -left + 2, fontWeight,
+              fill: (row) => (row.dim ? "var(--soft)" : "currentColor")})),
+          Plot.text(placed, {frameAnchor: "right", y: "i", text: narrow ? "short" : "text", textAnchor: "end", dx: right - 2,
+            fill: (row) => (row.dim ? "var(--soft)" : "currentColor")}),
+          Plot.tip(placed, Plot.pointerY({x: "end", y: "i", title: (row) => `${row.name}\n${row.text}`, fill: "var(--raised)", stroke: "var(--line)"})),
+        ]});
+    };
+    const chart = figure(draw(rows));
+    container.append(chart.element);
+    chart.redraw();
+    return {element: chart.element, show: (next) => chart.redraw(draw(next))};
+  }
+
   /** Copy text; tells on the button whether it could. */
   function copyButton(text, label) {
     const button = make("button", {class: "act", type: "button", "aria-label": label}, "copy");
@@ -190,5 +266,5 @@ const parts = (() => {
     return button;
   }
 
-  return {UNKNOWN, duration, share, rate, count, group, shorten, make, breakable, section, colour, swatch, legend, bar, table, plot, figure, copyButton};
+  return {UNKNOWN, duration, share, rate, estimate, count, group, shorten, make, breakable, section, colour, swatch, legend, bar, table, plot, figure, drawDifferences, copyButton};
 })();
