@@ -1,4 +1,4 @@
-"""The pages of a benchmark: sentences, terminal and HTML."""
+"""The terminal pages of a benchmark: its verdict and two results, with their sentences and JSON."""
 
 from __future__ import annotations
 
