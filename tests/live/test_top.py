@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -80,8 +80,8 @@ def open_top(tmp_path: Path) -> Iterator[Open]:
     """Return a function that opens `reqpath top` on a terminal."""
     terminals: list[Terminal] = []
 
-    def open_terminal(*arguments: str) -> Terminal:
-        command = shlex.join([str(Path(sys.executable).with_name("reqpath")), "top", *arguments])
+    def open_terminal(*arguments: str, prefix: Sequence[str] = ()) -> Terminal:
+        command = shlex.join([*prefix, str(Path(sys.executable).with_name("reqpath")), "top", *arguments])
         terminals.append(Terminal(tmp_path, command))
         return terminals[-1]
 
@@ -158,3 +158,23 @@ def test_an_empty_spool_says_what_it_waits_for_and_then_shows_it(
 def test_a_spool_that_is_not_there_is_an_error_that_says_what_to_do(open_top: Open, tmp_path: Path) -> None:
     terminal = open_top(str(tmp_path / "none"))
     terminal.see("there is no spool at", "ended 2")
+
+
+def test_another_users_spool_is_an_error_that_says_who_may_read_it(
+    open_top: Open, writer: SpoolWriter, spool: str
+) -> None:
+    write(writer, 1)
+    prefix: Sequence[str] = ()
+    if os.geteuid() == 0:
+        # Root without its capabilities is a user like any other.
+        os.chown(spool, 12_345, 12_345)
+        prefix = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
+    else:
+        os.chmod(spool, 0)
+    try:
+        terminal = open_top(spool, prefix=prefix)
+        screen = terminal.see("ended 2")
+    finally:
+        os.chmod(spool, 0o700)
+    assert "can't read the spool" in screen
+    assert "run this as that user or as root" in " ".join(screen.split())

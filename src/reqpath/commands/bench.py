@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from reqpath.commands.shared import check_extra, open_console, show_start
+from reqpath.commands.shared import ANY_PATH, check_extra, open_console, show_start
 from reqpath.errors import ConfigurationError, ReqPathError, ServerError
 
 if TYPE_CHECKING:
@@ -96,10 +96,15 @@ Examples:
 @click.option("--seed", metavar="N", type=int, help="Of the schedule and the arrivals. Default: 1.")
 @click.option("--app", metavar="MODULE:APP", help="Your own app, in place of the workloads.")
 @click.option("--path", metavar="/PATH", help="What is requested of it, by GET.")
-@click.option("--output", metavar="FILE", type=click.Path(), help="The result. Default: named by the time.")
-@click.option("--resume", metavar="FILE", type=click.Path(), help="Go on with what was interrupted.")
-@click.option("--like", metavar="FILE", type=click.Path(), help="Repeat a result's plan, at its rates.")
-@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page too.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=ANY_PATH,
+    help="The result. Default: named by the time.",
+)
+@click.option("--resume", metavar="FILE", type=ANY_PATH, help="Go on with what was interrupted.")
+@click.option("--like", metavar="FILE", type=ANY_PATH, help="Repeat a result's plan, at its rates.")
+@click.option("--html", metavar="FILE", type=ANY_PATH, help="Write a page too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
@@ -141,8 +146,8 @@ Examples:
   reqpath bench show bench.jsonl --html bench.html
 """,
 )
-@click.argument("result", type=click.Path())
-@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page in place of the text.")
+@click.argument("result", type=ANY_PATH)
+@click.option("--html", metavar="FILE", type=ANY_PATH, help="Write a page in place of the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(*, result: str, html: str | None, as_json: bool) -> None:
     """Show what a result says.
@@ -166,8 +171,8 @@ Examples:
   reqpath bench compare before.json after.json
 """,
 )
-@click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path())
+@click.argument("first", type=ANY_PATH)
+@click.argument("second", type=ANY_PATH)
 @click.option("--anyway", is_flag=True, help="Also where hosts, versions or loads differ.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compare(*, first: str, second: str, anyway: bool, as_json: bool) -> None:

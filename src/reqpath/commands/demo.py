@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reqpath.commands.shared import check_extra, name_program, show_start
+from reqpath.commands.shared import ANY_PATH, check_extra, name_program, show_start
 from reqpath.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ Examples:
     show_default=True,
     help="How long traffic is driven.",
 )
-@click.option("--keep-spool", metavar="DIR", type=click.Path(), help="Leave the records there.")
+@click.option("--keep-spool", metavar="DIR", type=ANY_PATH, help="Leave the records there.")
 @click.option("--keep-running", is_flag=True, help="Leave the servers up until Ctrl-C.")
 @click.option("--otlp", metavar="URL", help="Send the traces to this OTLP backend, all of them.")
 @click.option(

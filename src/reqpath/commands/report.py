@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reqpath.collect.join import Joiner
-from reqpath.commands.shared import open_console
+from reqpath.commands.shared import ANY_PATH, open_console
 from reqpath.commands.sources import Origin, Source, open_source, parse_since, source_options
 from reqpath.errors import MissingExtraError
 from reqpath.path import RequestPath
@@ -69,7 +69,7 @@ Examples:
     help="How many of the slowest requests are listed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/report-json.md).")
-@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page to open in a browser.")
+@click.option("--html", metavar="FILE", type=ANY_PATH, help="Write a page to open in a browser.")
 @click.option(
     "--jaeger",
     metavar="URL",

@@ -14,7 +14,7 @@ import click
 
 from reqpath.collect.join import BATCH_BYTES
 from reqpath.commands.page_server import PageServer, pack
-from reqpath.commands.shared import check_extra
+from reqpath.commands.shared import ANY_PATH, check_extra
 from reqpath.commands.sources import parse_since
 from reqpath.commands.top import follow
 from reqpath.errors import ConfigurationError, SpoolError
@@ -55,7 +55,7 @@ Examples:
   reqpath serve --route '/items/<int:id>' --jaeger http://localhost:16686
 """,
 )
-@click.argument("spool", required=False, type=click.Path())
+@click.argument("spool", required=False, type=ANY_PATH)
 @click.option(
     "--since",
     metavar="WHEN",

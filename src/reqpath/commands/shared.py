@@ -10,12 +10,18 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import click
 
 from reqpath.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+#: A path as an argument. What is wrong with it is told by who reads it, and what to do; click knows only that.
+ANY_PATH: Final = click.Path(readable=False)
 
 
 def check_extra(extra: str, modules: Sequence[str]) -> None:

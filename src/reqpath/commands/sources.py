@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 import click
 
 from reqpath.collect.join import BATCH_BYTES, read_paths
+from reqpath.commands.shared import ANY_PATH
 from reqpath.errors import ConfigurationError
 from reqpath.path import RequestPath
 from reqpath.settings import default_spool
@@ -77,7 +78,7 @@ def source_options(command: Command) -> Command:
             metavar="WHEN",
             help=f"From jaeger: how far back, 30m, 2h, 1d. [default: --since, or {_DEFAULT_LOOKBACK}]",
         ),
-        click.argument("places", nargs=-1, type=click.Path(), metavar="[SPOOL|FILE...|URL]"),
+        click.argument("places", nargs=-1, type=ANY_PATH, metavar="[SPOOL|FILE...|URL]"),
     )
     for option in options:
         command = option(command)

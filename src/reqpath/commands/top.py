@@ -12,7 +12,7 @@ import click
 
 from reqpath.collect.join import BATCH_BYTES, Joiner
 from reqpath.commands.report import matches_route
-from reqpath.commands.shared import check_extra
+from reqpath.commands.shared import ANY_PATH, check_extra
 from reqpath.path import RequestPath
 from reqpath.settings import default_spool
 from reqpath.spool import SpoolReader
@@ -29,7 +29,7 @@ Examples:
   reqpath top /run/reqpath --route '/items/<int:id>'
 """,
 )
-@click.argument("spool", required=False, type=click.Path())
+@click.argument("spool", required=False, type=ANY_PATH)
 @click.option("--route", metavar="ROUTE", help="Only this route: '/items/<int:id>', 'GET /items', '/items*'.")
 def command(*, spool: str | None, route: str | None) -> None:
     """Show the last seconds live: the path, its tiers, the workers, the slowest requests.
