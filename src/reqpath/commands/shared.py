@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-#: A path as an argument. What is wrong with it is told by who reads it, and what to do; click knows only that.
+#: A path as an argument. What is wrong with it is told by who reads it, with what to do about it.
 ANY_PATH: Final = click.Path(readable=False)
 
 
