@@ -299,8 +299,13 @@ def test_the_page_may_ask_its_own_server_and_nobody_else() -> None:
 
 
 def run(*arguments: str) -> subprocess.Popen[str]:
+    # Python ignores Ctrl-C where it was started with it ignored, as in a shell's background.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from reqpath.cli import main; main()"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "reqpath.cli", "serve", *arguments],
+        [sys.executable, "-c", code, "serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
