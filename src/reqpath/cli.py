@@ -18,6 +18,7 @@ from reqpath.errors import ReqPathError
 COMMANDS = {
     "demo": "Start nginx, uWSGI and a database, drive traffic, show where its time went.",
     "report": "Show where the time of the recorded requests went.",
+    "compare": "Compare two sets of requests: what changed, and in which tier.",
     "top": "Show the last seconds live.",
     "serve": "Show the last minutes live in a browser, as the page of a report.",
     "trace": "Show one request as a waterfall.",

@@ -21,15 +21,28 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-#: Chance that a benchmark without any difference tells of one.
-ALPHA: Final = 0.05
+from reqpath.analyse.estimate import ALPHA, Estimate, adjust_holm
+
+__all__ = [
+    "ALPHA",
+    "POWER",
+    "Estimate",
+    "adjust_holm",
+    "blocks_needed",
+    "bootstrap_interval",
+    "estimate",
+    "estimate_shift",
+    "hodges_lehmann",
+    "resolvable_ns",
+    "wilcoxon_p",
+]
+
 #: Chance with which a difference as large as the resolvable one is found.
 POWER: Final = 0.8
 _RESAMPLES: Final = 2_000
@@ -38,31 +51,6 @@ _SIMULATIONS: Final = 2_000
 _MANY: Final = 50
 
 _Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A difference over blocks, ns."""
-
-    blocks: int
-    value_ns: float
-    #: The 95 % interval; None with too few blocks to have one, whatever they say.
-    low_ns: float | None
-    high_ns: float | None
-    #: Standard deviation between the blocks; None with fewer than two.
-    spread_ns: float | None
-    #: That equal set-ups differ by so much; None with too few blocks to find anything.
-    p: float | None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0."""
-        return self.low_ns is not None and self.high_ns is not None and (self.low_ns > 0 or self.high_ns < 0)
-
-    @property
-    def bound_ns(self) -> float | None:
-        """The largest difference, either way, that the interval holds; None without an interval."""
-        return None if self.low_ns is None or self.high_ns is None else max(-self.low_ns, self.high_ns)
 
 
 def estimate(differences_ns: Sequence[float], comparisons: int = 1) -> Estimate:
@@ -133,16 +121,6 @@ def wilcoxon_p(values: Sequence[float] | _Array) -> float:
     if not data.any():
         return 1.0
     return float(stats.wilcoxon(data, zero_method="zsplit").pvalue)
-
-
-def adjust_holm(ps: Sequence[float]) -> list[float]:
-    """Return each p as it counts among all of them."""
-    adjusted = [0.0] * len(ps)
-    largest = 0.0
-    for rank, number in enumerate(sorted(range(len(ps)), key=lambda number: ps[number])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[number]))
-        adjusted[number] = largest
-    return adjusted
 
 
 def blocks_needed(comparisons: int) -> int:
