@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from reqpath.commands.report import matches_route, show_progress
-from reqpath.commands.shared import open_console
+from reqpath.commands.shared import ANY_PATH, open_console
 from reqpath.commands.sources import Source, open_source, parse_since
 from reqpath.errors import ConfigurationError, MissingExtraError
 from reqpath.render.units import format_bytes, format_count, format_instant
@@ -65,7 +65,7 @@ Examples:
   reqpath compare ./before ./after --html compare.html
 """,
 )
-@click.argument("places", nargs=-1, type=click.Path(), metavar="[A] [B]")
+@click.argument("places", nargs=-1, type=ANY_PATH, metavar="[A] [B]")
 @click.option(
     "--split", metavar="WHEN", help="A is what started before then, B the rest: 14:00, 2h ago, or ISO."
 )
@@ -76,7 +76,7 @@ Examples:
 @click.option("--route", metavar="ROUTE", help="Only this route: '/items/<int:id>', 'GET /items', '/items*'.")
 @click.option("--service", metavar="NAME", help="Of traces: only this service. Needed with a Jaeger.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/compare.md).")
-@click.option("--html", metavar="FILE", type=click.Path(), help="Write a page to open in a browser.")
+@click.option("--html", metavar="FILE", type=ANY_PATH, help="Write a page to open in a browser.")
 def command(
     *,
     places: tuple[str, ...],
