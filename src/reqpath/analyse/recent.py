@@ -21,7 +21,7 @@ from reqpath.analyse.figures import Breakdown
 from reqpath.path import RequestPath
 from reqpath.spool import SpoolLosses
 
-#: Requests held at most; each takes some 300 bytes.
+#: Requests held at most.
 MAX_REQUESTS: Final = 500_000
 #: Of the window: what is forgotten at one time.
 _PARTS: Final = 60
