@@ -40,10 +40,14 @@ for device in null zero full random urandom tty; do
 	mount --bind "/dev/$device" "$tree/dev/$device"
 done
 ln -s /proc/self/fd "$tree/dev/fd"
+# Terminals, of which it has none by itself.
+mkdir "$tree/dev/pts"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$tree/dev/pts"
+ln -s pts/ptmx "$tree/dev/ptmx"
 
 for command; do
 	echo "== $command"
-	# No locale, no terminal, no /dev/shm, and of the environment only the way to the package indexes.
+	# No locale, no /dev/shm, and of the environment only the way to the package indexes.
 	env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 		${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
 		${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} ${PIP_CERT:+PIP_CERT="$PIP_CERT"} \

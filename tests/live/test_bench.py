@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -73,6 +74,10 @@ def ignore(_step: Step) -> None:
 
 
 @needs_database
+@pytest.mark.skipif(
+    not (shutil.which("wrk") or shutil.which("h2load")),
+    reason="neither wrk nor h2load is installed: apt install wrk",
+)
 def test_a_benchmark_measures_every_run_and_its_tiers_add_up(tmp_path: Path) -> None:
     output = tmp_path / "b.json"
     options = (
