@@ -17,7 +17,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -197,7 +196,7 @@ def main() -> None:
             _, packed, plain, _ = ask(url, "")
             print(f"figures  {plain / 1e6:.1f} MB, {packed / 1e6:.1f} MB on the way")
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
             server.wait()
             traffic.end()
             writing.join()

@@ -19,7 +19,7 @@ from reqpath.analyse.columns import FloatArray, to_floats
 from reqpath.path import RequestPath
 from reqpath.raw import FLASK_SEGMENTS, FLASK_START, SEGMENT_OF
 from reqpath.record import NginxRecord
-from reqpath.stamps import MAX_AGE_NS, MAX_FUTURE_NS, read_stamps
+from reqpath.stamps import AFTER_MILLISECONDS, MAX_AGE_NS, MAX_FUTURE_NS, read_stamps
 from reqpath.tiers import SEGMENTS, UWSGI_RESOLUTION_NS, WORKER_SEGMENTS, read_in_order, split_in_order
 from reqpath.usual import FINE_NS, MARK_BYTES, UsualRecord
 
@@ -127,13 +127,15 @@ def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOr
     size = len(paths)
     records: list[Any] = [path.head for path in paths]
     lines: list[NginxRecord] = [path.nginx for path in paths if path.nginx is not None]
-    resolutions_ns = [record.nginx_resolution_ns for record in records]
-    if set(resolutions_ns) == {FINE_NS}:
+    resolution_ns = np.array([line.resolution_ns for line in lines])
+    if "-" not in {record.environ[1][AFTER_MILLISECONDS] for record in records}:
         text = "".join([",".join(record.environ[1:3]) for record in records])
         characters = np.frombuffer(text.encode("ascii"), np.uint8).reshape(size, _TEXT)
         digits = (characters[:, _DIGITS] - ord("0")).reshape(size, 4, 16)
         start_ns, pass_ns, accept_ns, parsed_ns = (digits @ _POWERS).T * 1_000
+        resolution_ns = np.maximum(resolution_ns, FINE_NS)
     else:
+        resolution_ns = np.maximum(resolution_ns, [record.nginx_resolution_ns for record in records])
         # One that is not believed comes out of order.
         read = [read_stamps(record.environ, record.app_start_ns) for record in records]
         start_ns, pass_ns, accept_ns, parsed_ns = np.array(
@@ -154,8 +156,8 @@ def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOr
     exclusive_ns = np.bincount(
         _SEGMENT_OF[marks["code"]] * size + of_request, durations_ns, _WORKER_SEGMENTS * size
     ).reshape(_WORKER_SEGMENTS, size)
-    unmeasured = np.array([record.unmeasured for record in records])
-    if unmeasured.any():
+    if any(bits := [record.unmeasured for record in records]):
+        unmeasured = np.array(bits)
         # As `raw.complete_record` has it.
         in_flask = np.bincount(of_request, marks["code"] == FLASK_START, size) > 0
         unknown = (unmeasured >> _BITS & 1).astype(bool) & (exclusive_ns == 0) & ~(_OF_FLASK & in_flask)
@@ -163,7 +165,6 @@ def _read_usual(paths: Sequence[RequestPath], at: npt.NDArray[np.intp]) -> _InOr
     closed_ns = app_start_ns + instants_ns[lasts] - instants_ns[lasts + 1 - counts]
 
     # As `tiers.order_stamps` and `stamps.read_stamps` have it.
-    resolution_ns = np.maximum([line.resolution_ns for line in lines], resolutions_ns)
     stamps = np.array([start_ns, pass_ns, accept_ns, parsed_ns, app_start_ns, closed_ns, end_ns])
     good = (stamps[1:-1] >= stamps[:-2]).all(axis=0)
     good &= end_ns >= np.minimum(

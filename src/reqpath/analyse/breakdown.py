@@ -34,6 +34,7 @@ from reqpath.analyse.operations import OTHERS, OperationTable
 from reqpath.path import RequestPath
 from reqpath.record import WriterInfo
 from reqpath.spool import SpoolLosses
+from reqpath.stamps import AFTER_MILLISECONDS
 from reqpath.tiers import SEGMENTS, WORKER_SEGMENTS
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 #: Routes told apart; what comes later is added to one named "(others)": a client can send any method.
 MAX_ROUTES: Final = 2_000
 #: Paths taken together: enough that numpy's calls cost little, and so few that they stay in the cache.
-BATCH: Final = 512
+BATCH: Final = 768
 #: Marks that are known without being looked up in full; a client can send any method.
 _MAX_SHORTCUTS: Final = 10_000
 #: What a request takes of its worker before the application.
@@ -176,7 +177,8 @@ class BreakdownBuilder:
             [head.route for head in heads],
             [head.status_line for head in heads],
             [head.transport for head in heads],
-            [head.nginx_resolution_ns for head in heads],
+            # As `UsualRecord.nginx_resolution_ns` tells it.
+            [head.environ[1][AFTER_MILLISECONDS] == "-" for head in heads],
             [line.status for line in lines],
             [line.resolution_ns for line in lines],
             kinds,

@@ -20,7 +20,7 @@ from typing import Final
 from reqpath.path import RequestPath
 from reqpath.record import NginxRecord, WriterInfo
 from reqpath.spool import SpoolReader
-from reqpath.usual import AnyRecord, WorkerHead, finished_at_ns
+from reqpath.usual import AnyRecord, UsualRecord, WorkerHead, finished_at_ns
 
 #: Records that wait for a partner at one time. At 1 to 2 KB each this bounds the join's memory; a spool of
 #: 60 writers runs about 10,000 records ahead of its slowest one.
@@ -124,7 +124,11 @@ class Joiner:
         for record in records:
             if isinstance(record, NginxRecord):
                 continue
-            key = (record.trace_id, record.parent_id)
+            if record.__class__ is UsualRecord:
+                text = record.environ[0]
+                key = (text[3:35], text[36:52])
+            else:
+                key = (record.trace_id, record.parent_id)
             line = lines.get(key)
             if line is not None and len(line.attempts) == 1:
                 del lines[key]

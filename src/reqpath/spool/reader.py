@@ -285,12 +285,13 @@ class SpoolReader:
 
     def _note_sequences(self, info: WriterInfo, records: list[AnyRecord]) -> None:
         numbers = [record.sequence for record in records]
+        first, last = min(numbers), max(numbers)
         seen = self._sequences.get(info.writer_id)
         if seen is None:
-            self._sequences[info.writer_id] = _Sequences(min(numbers), max(numbers), len(numbers))
+            self._sequences[info.writer_id] = _Sequences(first, last, len(numbers))
         else:
-            seen.first = min(seen.first, *numbers)
-            seen.last = max(seen.last, *numbers)
+            seen.first = min(seen.first, first)
+            seen.last = max(seen.last, last)
             seen.count += len(numbers)
 
     def _count_losses(self) -> None:
