@@ -130,6 +130,19 @@ def test_a_slow_query_shows_and_opens_as_a_waterfall(open_top: Open, writer: Spo
     terminal.see("ended 0")
 
 
+def test_what_was_written_long_ago_is_not_read(open_top: Open, writer: SpoolWriter, spool: str) -> None:
+    write(writer, 1, query_ns=700 * MS)
+    for file in Path(spool).iterdir():
+        os.utime(file, (time.time() - 3600,) * 2)
+    terminal = open_top(spool)
+    terminal.see("waiting for requests")
+    write(writer, 2)
+    screen = terminal.see("slowest", "/items/<int:id>")
+    assert "mysql.query 6" not in screen
+    terminal.press("q")
+    terminal.see("ended 0")
+
+
 def test_it_fits_the_terminal_when_that_changes(open_top: Open, writer: SpoolWriter, spool: str) -> None:
     write(writer, 1)
     terminal = open_top(spool)

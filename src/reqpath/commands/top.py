@@ -19,6 +19,8 @@ from reqpath.spool import SpoolReader
 
 #: A worker's record waits as long for nginx's line, which the collector writes a tenth of a second after it.
 _PATIENCE_NS: Final = 1_500_000_000
+#: A file that was last written to so long before the longest window has nothing to show in it.
+_SLACK_NS: Final = 60_000_000_000
 
 
 @click.command(
@@ -43,8 +45,9 @@ def command(*, spool: str | None, route: str | None) -> None:
         raise click.UsageError(
             "this is for a terminal; elsewhere: reqpath report --since 10s, which has --json"
         )
-    from reqpath.render.top import Top
+    from reqpath.render.top import WINDOWS_S, Top
 
+    reader.skip(time.time_ns() - WINDOWS_S[-1] * 1_000_000_000 - _SLACK_NS)
     Top(
         follow(reader, route),
         place=f"the spool {reader.directory}",
