@@ -7,9 +7,10 @@ The spool's decoding alone, in the same run, tells how much of it is the machine
 Then all of it: the deployments of `overhead.py`, where the CPU of a request is the worker's and the
 collector's together: nothing, reqpath with the default policy, reqpath with everything kept, and
 OpenTelemetry's instrumentation of Flask and PyMySQL, which exports everything from the worker. What is added
-is the difference to nothing within a round. It excludes nginx, the database, the client and the sink::
+is the difference to nothing within a round, as there. It excludes nginx, the database, the client and the
+sink::
 
-    python benchmarks/collector.py [--paths 100000] [--rounds 10] [--seconds 1] [--json]
+    python benchmarks/collector.py [--paths 100000] [--starts 8] [--rounds 4] [--seconds 1] [--json]
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 import numpy as np
-from overhead import EXPORT_S, SETTLE_S, drive, fill, find_children, read_cpu_ns, start_sink
+from overhead import Effort, FloatArray, deploy, effort_options, estimate, fill, measure, start_sink
+from overhead import judge as judge_ratio
 from report import write_spool
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from reqpath.collect.export import Delivery, HttpSender
@@ -37,9 +38,8 @@ from reqpath.collect.keep import Keeper
 from reqpath.collect.spans import build_spans
 from reqpath.collect.tail import Tail
 from reqpath.servers.database import start_database
-from reqpath.servers.deployment import Deployment, find_program, start_deployment
+from reqpath.servers.deployment import Deployment, find_program
 from reqpath.servers.process import exit_on_signals
-from reqpath.servers.topology import App, Topology
 from reqpath.spool import SpoolReader
 
 #: Paths per second and core, joined and judged.
@@ -133,68 +133,24 @@ def start_sink_process() -> Iterator[str]:
         process.stdin.close()
 
 
-def measure_together(
-    deployments: dict[str, Deployment], wrk: str, rounds: int, seconds: float, console: Console
-) -> dict[str, dict[str, list[float]]]:
-    """Return CPU µs per request by variant and process, "worker" and "collector", one figure a round."""
-    figures: dict[str, dict[str, list[float]]] = {
-        name: {"worker": [], "collector": []} for name in deployments
-    }
-    children = {name: find_children(deployment) for name, deployment in deployments.items()}
-    #: By variant its latest block: requests, and the CPU of each process before it.
-    latest: dict[str, tuple[int, dict[str, int]]] = {}
-
-    def read(name: str) -> dict[str, int]:
-        return {child: read_cpu_ns(pid) for child, pid in children[name].items()}
-
-    def close_block(name: str) -> None:
-        requests, before = latest.pop(name)
-        after = read(name)
-        for child in figures[name]:
-            used_ns = after[child] - before[child] if child in after else 0
-            figures[name][child].append(used_ns / requests / 1e3)
-
-    order = random.Random(7)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("measuring", total=rounds + 1)
-        for round_number in range(rounds + 1):
-            for name in order.sample(list(deployments), len(deployments)):
-                if name in latest:
-                    close_block(name)
-                before = read(name)
-                requests = drive(wrk, f"{deployments[name].url}/{ROUTE}/7", seconds)
-                time.sleep(SETTLE_S)
-                if round_number:  # the first round warms up
-                    latest[name] = requests, before
-            progress.advance(task)
-    # What was left to be exported counts too.
-    time.sleep(EXPORT_S)
-    for name in list(latest):
-        close_block(name)
-    return figures
-
-
-def summarise(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Return by variant the medians, what is added to nothing, and its share of OpenTelemetry's (95 %)."""
-    totals = {name: np.array(by["worker"]) + np.array(by["collector"]) for name, by in figures.items()}
+def summarise(figures: dict[tuple[str, str, str], FloatArray]) -> dict[str, dict[str, Any]]:
+    """Return by variant: CPU µs of its processes, what is added to nothing, the share of OpenTelemetry's."""
+    by_process: dict[str, dict[str, FloatArray]] = {}
+    for (_, name, child), values in figures.items():
+        by_process.setdefault(name, {})[child] = values
+    totals = {name: np.add.reduce(list(parts.values())) for name, parts in by_process.items()}
     added = {name: total - totals["nothing"] for name, total in totals.items()}
-    samples = np.random.default_rng(7).integers(0, len(totals["nothing"]), (4000, len(totals["nothing"])))
-    summary = {}
-    for name, by in figures.items():
-        ratios = np.median(added[name][samples], axis=1) / np.median(added["opentelemetry"][samples], axis=1)
-        low, high = np.percentile(ratios, [2.5, 97.5])
-        summary[name] = {
-            "worker_us": float(np.median(by["worker"])),
-            "collector_us": float(np.median(by["collector"])),
-            "added_us": float(np.median(added[name])),
-            "ratio": float(np.median(added[name]) / np.median(added["opentelemetry"])),
-            "ratio_low": float(low),
-            "ratio_high": float(high),
+    return {
+        name: {
+            "cpu_us": {child: float(np.median(values)) for child, values in by_process[name].items()},
+            "added_us": estimate(added[name])._asdict(),
+            "ratio": estimate(added[name], added["opentelemetry"])._asdict(),
         }
-    return summary
+        for name in VARIANTS
+    }
 
 
-def show(alone: dict[str, float], together: dict[str, dict[str, float]], console: Console) -> None:
+def show(alone: dict[str, float], together: dict[str, dict[str, Any]], console: Console) -> None:
     """Print both."""
     table = Table(title="The collector alone, one core", title_justify="left")
     for column in ("", "CPU per path", "paths/s"):
@@ -210,73 +166,61 @@ def show(alone: dict[str, float], together: dict[str, dict[str, float]], console
         f"{alone['kept_share']:.1%} kept by the default policy; {alone['spans_per_path']:.1f} spans a path"
     )
     rate = 1e6 / alone["judging_us"]
-    console.print(f"target, join and policy: at least {TARGET_PATHS:,}: {_verdict(rate >= TARGET_PATHS)}\n")
+    said = "reached" if rate >= TARGET_PATHS else "not reached"
+    console.print(f"target, join and policy: at least {TARGET_PATHS:,}: {said}\n")
     table = Table(title=f"/{ROUTE}: CPU, µs per request", title_justify="left")
     for column in ("", "worker", "collector", "added", "of OpenTelemetry's", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
     for name in VARIANTS:
         row = together[name]
         ours = name in TARGETS
+        ratio, cpu_us = row["ratio"], row["cpu_us"]
         table.add_row(
             name,
-            f"{row['worker_us']:.0f}",
-            f"{row['collector_us']:.0f}" if ours else "",
-            "" if name == "nothing" else f"+{row['added_us']:.0f}",
-            f"{row['ratio']:.3f}" if ours else "",
-            f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}" if ours else "",
+            f"{cpu_us['worker']:.0f}",
+            f"{cpu_us['collector']:.0f}" if ours else "",
+            "" if name == "nothing" else f"+{row['added_us']['value']:.0f}",
+            f"{ratio['value']:.3f}" if ours else "",
+            f"{ratio['low']:.3f} to {ratio['high']:.3f}" if ours else "",
         )
     console.print(table)
     for name, target in TARGETS.items():
-        console.print(f"target, {name}: at most {target:.3f}: {_verdict(together[name]['ratio'] <= target)}")
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "not reached"
+        console.print(f"target, {name}: at most {target:.3f}: {judge_ratio(together[name]['ratio'], target)}")
 
 
 @click.command()
 @click.option("--paths", default=100_000, show_default=True, help="Paths for the collector alone.")
-@click.option("--rounds", default=10, show_default=True, help="Rounds of blocks after the warm-up.")
-@click.option("--seconds", default=1.0, show_default=True, help="Length of a block.")
+@effort_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(paths: int, rounds: int, seconds: float, as_json: bool) -> None:
+def main(paths: int, starts: int, rounds: int, seconds: float, as_json: bool) -> None:
     """Measure what the collector costs."""
     console = Console(stderr=as_json)
     wrk = find_program("wrk", "apt install wrk")
+    effort = Effort(starts, rounds, seconds)
     with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-collector-", dir="/tmp"))
         alone = measure_alone(paths, directory, console)
         endpoint = os.environ["OVERHEAD_OTLP_ENDPOINT"] = stack.enter_context(start_sink())
         database = stack.enter_context(start_database(directory))
         fill(database)
-        here = os.path.dirname(os.path.abspath(__file__))
         environments = {
             "default policy": (("REQPATH_OTLP", endpoint),),
             "all kept": (("REQPATH_OTLP", endpoint), ("REQPATH_KEEP", "all")),
         }
-        deployments = {
-            variant: stack.enter_context(
-                start_deployment(
-                    Topology(
-                        app=App(
-                            f"overhead_app:{'reqpath' if variant in environments else variant}()",
-                            here,
-                            "OVERHEAD_DATABASE",
-                        ),
-                        processes=1,
-                        reqpath=variant in environments,
-                        # The batch exporter's thread does not survive a fork.
-                        uwsgi_lines=("lazy-apps = true",) if variant == "opentelemetry" else (),
-                        environment=environments.get(variant, ()),
-                    ),
-                    database=database,
-                )
-            )
-            for variant in VARIANTS
-        }
-        together = summarise(measure_together(deployments, wrk, rounds, seconds, console))
+
+        @contextlib.contextmanager
+        def start() -> Iterator[dict[str, Deployment]]:
+            with contextlib.ExitStack() as servers:
+                yield {
+                    name: servers.enter_context(
+                        deploy("reqpath" if name in TARGETS else name, database, environments.get(name, ()))
+                    )
+                    for name in VARIANTS
+                }
+
+        together = summarise(measure(start, (ROUTE,), wrk, effort, console))
     if as_json:
-        json.dump({"alone": alone, "rounds": rounds, "seconds": seconds, "together": together}, sys.stdout)
+        json.dump({"alone": alone, "effort": effort._asdict(), "together": together}, sys.stdout)
         print()
     else:
         show(alone, together, console)
