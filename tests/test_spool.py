@@ -378,6 +378,60 @@ def test_a_record_that_no_reader_takes_is_dropped_before_it_spoils_the_file(
     assert reader.losses.lost_records == 1
 
 
+def encode_some(writer: SpoolWriter, count: int, padding: int = 0) -> list[bytes]:
+    return [
+        encode(make_worker_record(sequence=writer.next_sequence(), span_name="x" * padding))
+        for _ in range(count)
+    ]
+
+
+def read_sequences(spool: str) -> tuple[list[int], int]:
+    """Return the numbers of the records that are read, and how many are told as lost."""
+    reader = SpoolReader(spool)
+    sequences = [record.sequence for _, records in reader.read() for record in records]
+    return sequences, reader.losses.lost_records
+
+
+def test_a_batch_is_appended_as_its_records_would_be_one_by_one(spool: str, writer: SpoolWriter) -> None:
+    assert writer.append_all([]) == 0
+    assert not os.path.exists(spool), "nothing to write starts no file"
+    assert writer.append_all(encode_some(writer, 3)) == 3
+    write(writer)
+    assert writer.append_all(encode_some(writer, 200)) == 200
+    assert read_sequences(spool) == ([*range(204)], 0)
+
+
+def test_a_batch_keeps_what_stands_around_a_record_that_no_reader_takes(
+    spool: str, writer: SpoolWriter
+) -> None:
+    before = encode_some(writer, 2)
+    writer.next_sequence()
+    after = encode_some(writer, 2)
+    assert writer.append_all([*before, b"x" * (MAX_FRAME_BYTES + 1), *after]) == 4
+    assert writer.dropped == 1
+    assert read_sequences(spool) == ([0, 1, 3, 4], 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.5, 0.9])
+def test_a_batch_that_was_cut_off_loses_the_record_at_the_cut(
+    share: float, spool: str, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole ones before the cut are in the spool, those after it get a file of their own."""
+    write(writer)
+    payloads = encode_some(writer, 10)
+    frame = len(payloads[0]) + 4
+    real_write, cuts = os.write, [int(share * 10 * frame + 7)]
+    monkeypatch.setattr(
+        "reqpath.spool.writer.os.write",
+        lambda fd, data: real_write(fd, data[: cuts.pop()] if cuts else data),
+    )
+    assert writer.append_all(payloads) == 9
+    lost = int(share * 10) + 1
+    assert writer.dropped == 1
+    write(writer)
+    assert read_sequences(spool) == ([number for number in range(12) if number != lost], 1)
+
+
 @contextlib.contextmanager
 def tiny_disk(path: Path) -> Iterator[Path]:
     """Mount a file system of 256 KiB, or skip the test where that is not allowed."""
@@ -427,6 +481,19 @@ def test_a_full_disk_drops_and_counts_and_recovers(tmp_path: Path) -> None:
         read = [record.sequence for _, records in reader.read() for record in records]
         assert read[-2:] == [523, 524]
         assert 525 - len(read) == reader.losses.lost_records == 500 + results.count(False)
+
+
+@as_root
+def test_a_full_disk_takes_of_a_batch_what_it_can(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        spool = str(stack.enter_context(tiny_disk(tmp_path / "disk")) / "spool")
+        writer = make_writer(spool)
+        stack.callback(writer.close)
+        appended = sum(writer.append_all(encode_some(writer, 50, padding=1000)) for _ in range(10))
+        assert 100 < appended < 500
+        assert writer.dropped == 500 - appended
+        sequences, _ = read_sequences(spool)
+        assert len(sequences) == appended
 
 
 def test_a_file_that_may_not_grow_is_replaced_by_another(spool: str) -> None:

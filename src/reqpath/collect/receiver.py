@@ -314,7 +314,8 @@ class Receiver:
 
     def _record(self, lines: list[bytes]) -> None:
         counts = self.counts
-        writer = self._writer
+        next_sequence = self._writer.next_sequence
+        payloads: list[bytes] = []
         for line in lines:
             record = parse_line(line)
             if isinstance(record, Rejection):
@@ -325,11 +326,11 @@ class Receiver:
                         "does nginx log it in the format of `reqpath config nginx`? Further ones are counted"
                     )
                 continue
-            record.sequence = writer.next_sequence()
-            if writer.append(encode(record)):
-                counts.recorded += 1
-            else:
-                counts.spool_dropped += 1
+            record.sequence = next_sequence()
+            payloads.append(encode(record))
+        recorded = self._writer.append_all(payloads)
+        counts.recorded += recorded
+        counts.spool_dropped += len(payloads) - recorded
 
     def _note_drops(self) -> None:
         """Count what the kernel dropped, and leave out as many numbers, so that a reader counts them lost."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Any, Final
 
@@ -114,6 +115,36 @@ class SpoolWriter:
             return False
         process.size += size
         return True
+
+    def append_all(self, payloads: Sequence[bytes]) -> int:
+        """Append encoded records, if possible by one `write`; return how many of them are in the spool."""
+        if not payloads:
+            return 0
+        process = self._process
+        sizes = list(map(len, payloads))
+        whole = 0
+        try:
+            now_ns = monotonic_ns()
+            if process.size > process.next_look or now_ns > process.look_at_ns:
+                self._look_after(process, now_ns)
+            if process.fd < 0 or process.torn or max(sizes) > MAX_FRAME_BYTES:
+                return sum(map(self.append, payloads))
+            frames = [
+                size.to_bytes(LENGTH_BYTES, "little") + payload
+                for size, payload in zip(sizes, payloads, strict=True)
+            ]
+            written = os.write(process.fd, b"".join(frames))
+            process.size += written
+            ends = list(itertools.accumulate(map(len, frames)))
+            whole = bisect.bisect_right(ends, written)
+            if written == ends[-1]:
+                return whole
+            process.torn = True
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except Exception as error:
+            self._lose(process, error)
+        # What follows the one that is lost may find room in another file.
+        return whole + sum(map(self.append, payloads[whole + 1 :]))
 
     def close(self) -> None:
         """Close the file; the next append opens another."""
