@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from opentelemetry import context as otel_context
 
 from reqpath.record import NginxRecord, Record
@@ -22,6 +23,10 @@ from reqpath.spool import SpoolReader
 from reqpath.usual import complete
 from reqpath.worker import guard
 from reqpath.worker.recorder import current
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 class FakeClock:

@@ -759,7 +759,7 @@ _ORIGINALS = {encode(make_worker_record(sequence=i, path=f"/{i}" * 9)) for i in 
     drop=st.integers(0, 40),
     junk=st.binary(max_size=40),
 )
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_never_raises_and_never_brings_forth_records(
     tmp_path: Path, cut: int, drop: int, junk: bytes
 ) -> None:
@@ -774,7 +774,7 @@ def test_a_damaged_file_never_raises_and_never_brings_forth_records(
 
 
 @given(content=st.binary(max_size=300))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_after_a_good_head_are_no_records(tmp_path: Path, content: bytes) -> None:
     info = encode(make_writer_info())
     (tmp_path / "a.rqp").write_bytes(MAGIC + len(info).to_bytes(4, "little") + info + content)

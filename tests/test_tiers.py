@@ -481,7 +481,7 @@ def check(worker: WorkerRecord | None, nginx: NginxRecord | None) -> Timing:
 
 
 @given(worker=worker_records(), nginx=st.none() | nginx_records())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_known_segments_and_the_residual_are_the_total(
     worker: WorkerRecord, nginx: NginxRecord | None
 ) -> None:
@@ -501,7 +501,7 @@ def test_known_segments_and_the_residual_are_the_total(
     exclusive=st.lists(st.none() | _duration, min_size=10, max_size=10),
     resolution_ns=_resolution,
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_short_way_of_the_usual_request_comes_to_the_same(
     durations: list[int], exclusive: list[int | None], resolution_ns: int
 ) -> None:
@@ -530,7 +530,7 @@ def test_the_short_way_of_the_usual_request_comes_to_the_same(
 
 
 @given(nginx=nginx_records())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nginx_alone_adds_up_too(nginx: NginxRecord) -> None:
     timing = check(None, nginx)
     assert all(timing.segments[INDEX[name]] is None for name in WORKER_SEGMENTS)
@@ -540,7 +540,7 @@ def test_nginx_alone_adds_up_too(nginx: NginxRecord) -> None:
     durations=st.lists(_duration, min_size=6, max_size=6),
     exclusive=st.lists(_duration, min_size=10, max_size=10),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_time_that_goes_by_in_order_is_attributed_to_the_last_nanosecond(
     durations: list[int], exclusive: list[int]
 ) -> None:

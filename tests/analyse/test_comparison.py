@@ -37,7 +37,7 @@ def line_of(path: RequestPath) -> NginxRecord:
     return path.nginx
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(request_paths(), max_size=12), st.lists(request_paths(), max_size=12))
 def test_parts_add_up_to_the_total_whatever_the_requests_are(
     first: list[RequestPath], second: list[RequestPath]
@@ -78,7 +78,7 @@ def test_parts_add_up_to_the_total_whatever_the_requests_are(
             assert whole == pytest.approx(route.difference.value_ns, rel=1e-9, abs=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(request_paths(), min_size=1, max_size=40))
 def test_a_side_against_itself_has_no_difference(paths: list[RequestPath]) -> None:
     comparison = compare(paths, paths)

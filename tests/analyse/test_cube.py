@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reqpath.analyse.breakdown import build_breakdown
@@ -51,7 +51,6 @@ def test_the_cells_add_up_to_the_breakdown() -> None:
         max_size=60,
     )
 )
-@settings(deadline=None)
 def test_any_requests_add_up(requests: list[tuple[int, int, int | None]]) -> None:
     paths = [
         make_path(total_ns, at_ns=at_ns, number=number, status=status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reqpath.analyse.breakdown import build_breakdown
@@ -56,7 +56,6 @@ def test_its_figures_are_those_of_a_report_over_the_same_requests(batch: int) ->
 
 
 @given(st.lists(request_paths(), min_size=1, max_size=12), st.integers(1, 4))
-@settings(deadline=None)
 def test_whatever_a_spool_holds_comes_out_as_in_a_report(paths: list[RequestPath], batch: int) -> None:
     paths.sort(key=end_of)
     window = RecentWindow(MINUTE)

@@ -22,7 +22,7 @@ from reqpath.bench.statistics import (
 )
 
 # The bootstrap takes milliseconds, and among equal values Wilcoxon's test tries all signs.
-slow = settings(max_examples=20, deadline=None)
+slow = settings(max_examples=20)
 VALUES = st.lists(st.floats(-1e9, 1e9), min_size=6, max_size=12)
 
 

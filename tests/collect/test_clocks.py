@@ -86,7 +86,7 @@ QUICK = Trip(100 * US, 200 * US, 5 * MS, 300 * US)
 @given(
     trips=st.lists(trips, min_size=1, max_size=8), ahead_ns=offsets, resolution_ns=st.sampled_from((US, MS))
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_truth_is_always_within_the_bounds(trips: list[Trip], ahead_ns: int, resolution_ns: int) -> None:
     known = ClockOffsets()
     for number, trip in enumerate(trips):
@@ -101,7 +101,7 @@ def test_the_truth_is_always_within_the_bounds(trips: list[Trip], ahead_ns: int,
 
 
 @given(trips=st.lists(trips, min_size=1, max_size=8), ahead_ns=offsets)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_corrected_path_is_in_the_order_of_causes(trips: list[Trip], ahead_ns: int) -> None:
     known = ClockOffsets()
     for number, trip in enumerate(trips):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as encode_with_library
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -24,7 +24,7 @@ encode_spans = RequestEncoder().encode_message
 
 
 @given(paths=st.lists(request_paths(), max_size=3))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 def test_it_is_the_librarys_message(paths: list[RequestPath]) -> None:
     spans = [span for path in paths for span in build_spans(path)]
     assert encode_spans(spans) == encode_with_library(as_sdk_spans(spans))
@@ -36,7 +36,7 @@ def test_it_is_the_librarys_message(paths: list[RequestPath]) -> None:
     | st.floats(allow_nan=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_value_is_encoded_as_the_library_does(value: float | str) -> None:
     spans = build_spans(make_path(attributes={"value": value, "values": [value, value]}))
     assert encode_request(spans) == encode_with_library(as_sdk_spans(spans)).SerializeToString()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reqpath.collect.nginx import Rejection, _parse_any, _parse_usual, parse_attempts, parse_line
@@ -34,8 +34,6 @@ _GARBAGE = (
 _FINE = {"start": "1795457262.420101", "pass": "1795457262.420202", "end": "1795457262.447303"}
 _FIELD = st.sampled_from(sorted(FIELDS))
 _TEXT = st.text(max_size=40) | st.text("-0123456789abcdef., :", max_size=40)
-#: The machine may be busy, which is no fault of the parser.
-_patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _parse(line: bytes) -> NginxRecord:
@@ -184,7 +182,6 @@ def test_lists_of_unequal_length_leave_the_rest_unknown() -> None:
     assert expected == parse_attempts("a, b", "200", "", "", "-")
 
 
-@_patient
 @given(
     st.lists(
         st.tuples(
@@ -217,13 +214,11 @@ def test_attempts_come_out_as_nginx_lists_them(
     )
 
 
-@_patient
 @given(st.binary())
 def test_any_bytes_are_a_record_or_a_rejection(line: bytes) -> None:
     assert isinstance(parse_line(line), NginxRecord | Rejection)
 
 
-@_patient
 @given(
     st.dictionaries(_FIELD, _TEXT | st.none() | st.integers() | st.lists(_TEXT), max_size=6), st.booleans()
 )
@@ -252,7 +247,6 @@ def test_the_short_way_takes_what_nginx_usually_sends(changes: dict[str, str]) -
     assert _parse_usual(line.decode()) == _parse_any(line)
 
 
-@_patient
 @given(
     st.dictionaries(_FIELD, _TEXT | st.sampled_from(_GARBAGE) | st.sampled_from(sorted(FIELDS.values()))),
     st.booleans(),
@@ -264,7 +258,6 @@ def test_the_short_way_gives_what_the_long_one_does(changes: dict[str, str], fin
     assert usual is None or usual == _parse_any(line)
 
 
-@_patient
 @given(st.integers(0, len(build_line())), st.integers(0, len(build_line())), st.binary(max_size=8))
 def test_a_line_with_a_piece_replaced_is_a_record_that_can_be_kept_or_a_rejection(
     start: int, end: int, piece: bytes

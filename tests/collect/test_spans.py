@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 from reqpath import conventions as names
@@ -76,7 +76,7 @@ def check_tree(spans: list[Span]) -> None:
 
 
 @given(path=request_paths())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 def test_every_path_is_one_connected_tree_with_children_inside_their_parents(path: RequestPath) -> None:
     spans = build_spans(path)
     found = read_back(spans)

@@ -88,7 +88,7 @@ def _build_span(name: str, start_ns: int) -> dict[str, object]:
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sets(st.integers(0, 3_599_999), max_size=40)
     # Bursts, of which a window of some ms still holds too many.

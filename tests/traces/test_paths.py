@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reqpath import conventions as names
@@ -42,7 +42,7 @@ def facts_of(path: RequestPath) -> dict[str, Any]:
 
 
 @given(path=request_paths())
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 def test_a_path_comes_back_from_its_spans_as_it_was(path: RequestPath) -> None:
     expected = facts_of(path)
     (found,) = build_paths(read_back(build_spans(path)))
@@ -50,7 +50,7 @@ def test_a_path_comes_back_from_its_spans_as_it_was(path: RequestPath) -> None:
 
 
 @given(path=request_paths())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 def test_a_path_that_came_back_gives_the_same_spans(path: RequestPath) -> None:
     service = "app" if path.info is None else path.info.service_name
     spans = read_back(build_spans(path, service_name=service))
@@ -59,7 +59,7 @@ def test_a_path_that_came_back_gives_the_same_spans(path: RequestPath) -> None:
 
 
 @given(path=request_paths())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_the_spans_of_the_apps_own_sdk_change_nothing_in_its_path(path: RequestPath) -> None:
     expected = facts_of(path)
     spans = read_back(build_spans(path))
@@ -122,7 +122,7 @@ def test_spans_of_a_path_that_lost_some_still_have_its_times() -> None:
 
 
 @given(path=request_paths(), data=st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_spans_that_were_tampered_with_raise_nothing(path: RequestPath, data: st.DataObject) -> None:
     spans = read_back(build_spans(path))
     values = st.none() | st.booleans() | st.text(max_size=3) | st.integers(-5, 5) | st.just([1])

@@ -804,7 +804,7 @@ NAMES = [
         | st.integers(0, 10**25).map(str),
     )
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_in_every_param_and_header_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, read_records: ReadRecords, environ: dict[str, str]
 ) -> None:
