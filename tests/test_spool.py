@@ -741,6 +741,19 @@ def test_a_reader_of_nothing_says_where_to_look(tmp_path: Path) -> None:
         SpoolReader(str(tmp_path / "nowhere"))
 
 
+def test_a_reader_that_may_not_look_does_not_say_that_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_directory: str) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    # As where a directory above it, such as a home, is its owner's alone.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        with pytest.raises(SpoolError, match=r"can't read the spool .*run this as that user or as root"):
+            SpoolReader(str(tmp_path / "hidden" / "spool"))
+
+
 _BASE = MAGIC + b"".join(
     len(frame).to_bytes(4, "little") + frame
     for frame in [

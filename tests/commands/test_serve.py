@@ -168,6 +168,19 @@ def test_a_spool_that_can_not_be_read_is_an_error_that_says_what_to_do(
     assert feed.problem is None
 
 
+def test_a_spool_behind_a_closed_directory_is_not_waited_for(
+    spool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_directory: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", refuse)
+        patch.setattr(os, "listdir", refuse)
+        with pytest.raises(SpoolError, match="run this as that user or as root"):
+            make_feed(spool).open()
+
+
 def test_files_from_before_the_window_are_not_read_and_not_lost(spool: str) -> None:
     old = open_writer(spool)
     write(old, 20, ago_ns=600 * S)

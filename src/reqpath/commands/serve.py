@@ -174,7 +174,9 @@ class Feed:
 
     def open(self) -> bool:
         """Open the spool; return whether it is there. Raises: SpoolError when it can't be read."""
-        if not os.path.lexists(self.directory):
+        try:
+            os.lstat(self.directory)
+        except FileNotFoundError:
             self.problem = (
                 f"There is no spool at {self.directory} yet.",
                 "It is shown as soon as the app has made it, with its first request. If the app's "
@@ -182,6 +184,9 @@ class Feed:
                 "reqpath demo.",
             )
             return False
+        except OSError:
+            # A directory above it can't be entered; the reader says so.
+            pass
         reader = SpoolReader(self.directory, batch_bytes=BATCH_BYTES)
         reader.skip(time.time_ns() - self.window.window_ns - _SLACK_NS)
         self._reader, self._follow, self.problem = reader, follow(reader, self.route), None

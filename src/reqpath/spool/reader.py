@@ -80,13 +80,13 @@ class SpoolReader:
 
     def __init__(self, directory: str, *, batch_bytes: int = 1 << 18) -> None:
         """Raises: SpoolError when there is no such directory or it can't be read."""
-        if not os.path.isdir(directory):
+        try:
+            os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise SpoolError(
                 f"there is no spool at {directory}; name the directory that the app writes to "
                 "(REQPATH_SPOOL), or run `reqpath demo` for a first look"
-            )
-        try:
-            os.listdir(directory)
+            ) from error
         except OSError as error:
             raise SpoolError(
                 f"can't read the spool {directory}: {error.strerror}; it belongs to the app's user, "
