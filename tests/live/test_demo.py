@@ -166,6 +166,19 @@ def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_spool_that_workers_would_not_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    result = subprocess.run(
+        _command("--keep-spool", str(tmp_path / "open")),
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE_S,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "is open to other users: chmod 700" in result.stderr
+
+
 def test_without_nginx_the_package_to_install_is_named() -> None:
     environment = os.environ | {"PATH": os.path.dirname(sys.executable)}
     code = (

@@ -15,6 +15,7 @@ import click
 
 from reqpath.commands.shared import ANY_PATH, check_extra, name_program, show_start
 from reqpath.errors import ConfigurationError
+from reqpath.spool import prepare_spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,11 +151,17 @@ def command(
 
 
 def _choose_spool(directory: str) -> str:
-    """Return the directory's full path. Raises: ConfigurationError when there is something in it."""
+    """Return the directory's full path, and make it where there is none.
+
+    Raises:
+        ConfigurationError: there is something in it.
+        SpoolError: workers would not write to it.
+    """
     path = os.path.abspath(directory)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if os.listdir(path):
             raise ConfigurationError(f"{directory} is not empty; name a directory that is, or a new one")
+    prepare_spool(path)
     return path
 
 
