@@ -389,6 +389,13 @@ def test_it_prints_light_and_without_what_can_only_be_clicked(shop: str, open_pa
     assert page.pdf().startswith(b"%PDF")
 
 
+def test_what_the_colours_of_the_heat_map_mean_holds_in_dark_too(shop: str, open_page: OpenPage) -> None:
+    page = open_page(shop, color_scheme="dark")
+    text = page.locator("#heat").inner_text()
+    assert "the strongest colour is" in text
+    assert "dark" not in text
+
+
 def test_it_fits_a_narrow_screen(shop: str, open_page: OpenPage) -> None:
     page = open_page(shop, viewport={"width": 400, "height": 800}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 400

@@ -295,7 +295,7 @@ const reportPage = (() => {
       chart.element, scale, sliders), strip);
     onData(() => {
       prepare();
-      scale.textContent = `One cell is ${grid.width} wide; the darkest has ${count(most, "request")}, the lightest 1.`;
+      scale.textContent = `One cell is ${grid.width} wide; the strongest colour is ${count(most, "request")}, the faintest 1.`;
       chart.redraw();
     });
     onSelect((now) => {
