@@ -389,11 +389,42 @@ def test_it_prints_light_and_without_what_can_only_be_clicked(shop: str, open_pa
     assert page.pdf().startswith(b"%PDF")
 
 
+def test_on_paper_a_figure_keeps_its_unit_and_an_open_request_begins_where_there_is_room(
+    shop: str, open_page: OpenPage
+) -> None:
+    # A4 with margins of a centimetre.
+    page = open_page(shop, viewport={"width": 718, "height": 1_047})
+    page.emulate_media(media="print")
+    for part in ("path", "queries", "routes"):
+        figures = page.locator(f"#{part} tbody td:not(.name)")
+        wraps = figures.evaluate_all("all => all.map(each => getComputedStyle(each).whiteSpace)")
+        assert set(wraps) == {"nowrap"}
+        assert page.locator(f"#{part} .scroll").evaluate("each => each.scrollWidth <= each.clientWidth")
+    # A head is repeated on each sheet, but buttons in it are not.
+    heads = page.locator("th button").evaluate_all("all => all.map(each => getComputedStyle(each).display)")
+    assert set(heads) == {"contents"}
+    request = page.locator("#requests .request[open]")
+    assert request.evaluate("each => getComputedStyle(each).breakInside") == "auto"
+    # A sheet has nothing beyond its margin.
+    outer = page.locator("#path svg text").evaluate_all(
+        "all => all.map(each => each.getBoundingClientRect().right)"
+    )
+    assert max(outer) <= 718
+
+
 def test_what_the_colours_of_the_heat_map_mean_holds_in_dark_too(shop: str, open_page: OpenPage) -> None:
     page = open_page(shop, color_scheme="dark")
     text = page.locator("#heat").inner_text()
     assert "the strongest colour is" in text
     assert "dark" not in text
+
+
+def test_tables_fit_a_narrow_screen(shop: str, open_page: OpenPage) -> None:
+    page = open_page(shop, viewport={"width": 400, "height": 800})
+    for table in page.locator(".scroll").all():
+        assert table.evaluate("each => each.scrollWidth <= each.clientWidth"), table.inner_text()
+    heights = page.locator("#path tbody tr").evaluate_all("all => all.map(each => each.clientHeight)")
+    assert max(heights) - min(heights) <= 2
 
 
 def test_it_fits_a_narrow_screen(shop: str, open_page: OpenPage) -> None:

@@ -85,15 +85,15 @@ const reportPage = (() => {
     const titles = Object.fromEntries(lines.map((line) => [line.name, title(line)]));
     const list = (line) => pieces.filter((piece) => piece.line === line.name).map((piece) => `${piece.name} ${duration(piece.ns, resolution)}`).join(", ");
     const summary = `${label}: ${lines.map((line) => `${titles[line.name]}: ${list(line)}`).join("; ")}`;
-    return (width) => plot(summary, {width, height: 50 * lines.length + 42, marginLeft: 1, marginRight: 1, marginTop: 0, marginBottom: 44,
+    return (width) => plot(summary, {width, height: 54 * lines.length + 42, marginLeft: 1, marginRight: 1, marginTop: 0, marginBottom: 44,
       x: {domain: [0, 100], percent: true, label: "share of the request's time (%)", labelAnchor: "center", labelArrow: "none", ticks: 5},
       fy: {domain: lines.map((line) => line.name), axis: null, padding: 0}, color: {type: "identity"},
       marks: [
-        Plot.text(lines, {fy: "name", text: (line) => titles[line.name], frameAnchor: "top-left", dy: 6, fontSize: 12.5, fill: "currentColor"}),
-        Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 23, insetLeft: 0.5, insetRight: 0.5,
+        Plot.text(lines, {fy: "name", text: (line) => titles[line.name], frameAnchor: "top-left", dy: 10, fontSize: 12.5, fill: "currentColor"}),
+        Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 27, insetLeft: 0.5, insetRight: 0.5,
           stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}}),
         Plot.text(pieces.filter((piece) => (piece.x2 - piece.x1) * width > 14), {x: (piece) => (piece.x1 + piece.x2) / 2, fy: "line", text: "letter", frameAnchor: "middle",
-          dy: 12, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
+          dy: 14, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
       ]});
   }
 
@@ -390,7 +390,7 @@ const reportPage = (() => {
       const band = (width - 60) / domain.length;
       const summary = slices.map((slice) => `${percentile(slice)} %: ${list.filter((each) => each.slice === percentile(slice)).map((each) => `${each.tier} ${share(each.part)}`).join(", ")}`).join("; ");
       return plot(`share of each tier by percentile of latency: ${summary}`, {width: Math.min(width, 60 + 180 * slices.length), height: 300, marginLeft: 46, marginBottom: 62, marginTop: 22, marginRight: 4,
-        x: {type: "band", domain, padding: 0.06, label: "percentile of latency (%), with the mean of its requests", labelAnchor: "center", labelArrow: "none", labelOffset: 58, tickSize: 0,
+        x: {type: "band", domain, padding: 0.06, label: `percentile of latency (%)${narrow ? "" : ", with the mean of its requests"}`, labelAnchor: "center", labelArrow: "none", labelOffset: 58, tickSize: 0,
           tickRotate: narrow ? -35 : 0, tickFormat: (name, i) => (narrow ? name : `${name}\n${duration(slices[i].total_ns, resolution, 2)}`)},
         y: {domain: [0, 100], percent: true, label: "share of the time (%)", labelArrow: "none", ticks: 5, grid: true},
         color: {type: "identity"},
@@ -484,7 +484,7 @@ const reportPage = (() => {
 
   // --- Routes and queries -------------------------------------------------------------------------------------
 
-  /** The upper edge of the row in which a percentile of a value's requests is, as counts by row. */
+  /** The middle of the row in which a percentile of a value's requests is, as counts by row. */
   function percentile(byRow, part) {
     const all = d3.sum(byRow);
     let sum = 0;
@@ -533,9 +533,9 @@ const reportPage = (() => {
       {name: "query", kind: "name", value: (row) => row.name, cell: (row) => make("span", {class: "code"}, shorten(row.name, 240))},
       {name: "count", value: (row) => row.count, text: (row) => group(row.count)},
       {name: "mean", value: (row) => row.mean, text: (row) => duration(row.mean)},
-      {name: "p99", value: (row) => row.p99, text: (row) => duration(row.p99)},
+      {name: "p99", wide: true, value: (row) => row.p99, text: (row) => duration(row.p99)},
       {name: "total", value: (row) => row.total, text: (row) => duration(row.total)},
-      {name: "errors", value: (row) => row.errors, text: (row) => (row.errors ? group(row.errors) : "")},
+      {name: "errors", wide: true, value: (row) => row.errors, text: (row) => (row.errors ? group(row.errors) : "")},
     ], {sort: {name: "total", descending: true}, empty: "These requests have none."});
     const part = section("queries", "Queries", "Which statements take the database's time, as the app waits for it?", view.element, note);
     page.append(part);
@@ -557,7 +557,8 @@ const reportPage = (() => {
       name: shorten(label.trim(), 200), indent: label.length - label.trimStart().length, tip: `${label.trim().slice(0, 300)}\n${duration(ns, fine)} from ${duration(start, request.resolution_ns)}`, text: duration(ns, fine)}));
     return (width) => {
       const left = width < 560 ? 110 : 220;
-      const limit = Math.floor(left / 6.6);
+      // A label ends before the bars, in a wide typeface too.
+      const limit = Math.floor((left - 8) / 7.2);
       // Wide enough to be seen.
       const least = (3 * request.total_ns) / (width - left - 62);
       for (const row of list) row.end = Math.max(row.end, row.start + least);
