@@ -163,6 +163,15 @@ def test_its_text_of_figures_is_the_terminals(shop: str, open_page: OpenPage) ->
     assert page.evaluate("all => all.map(parts.rate)", rates) == [format_rate(each) for each in rates]
 
 
+def test_a_tier_of_next_to_no_time_is_still_in_the_bar(open_page: OpenPage) -> None:
+    page = open_page(render([make_path(1_000_000_000)]))
+    widths = page.locator("#path svg g[data-mark=rect] rect").evaluate_all(
+        "all => all.map(each => Number(each.getAttribute('width')))"
+    )
+    assert len(widths) > 10
+    assert min(widths) > 0
+
+
 def test_dragging_over_the_heat_map_narrows_all_that_is_below(shop: str, open_page: OpenPage) -> None:
     page = open_page(shop)
     assert page.locator("#selected").inner_text() == "All 1,000 requests"

@@ -90,7 +90,7 @@ const reportPage = (() => {
       fy: {domain: lines.map((line) => line.name), axis: null, padding: 0}, color: {type: "identity"},
       marks: [
         Plot.text(lines, {fy: "name", text: (line) => titles[line.name], frameAnchor: "top-left", dy: 10, fontSize: 12.5, fill: "currentColor"}),
-        Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 27, insetLeft: 0.5, insetRight: 0.5,
+        Plot.rectX(pieces, {x1: "x1", x2: "x2", fy: "line", fill: (piece) => colour(tierOf[piece.name]), insetTop: 27,
           stroke: "var(--edge)", strokeWidth: 0.75, title: "tip", tip: {fill: "var(--raised)", stroke: "var(--line)"}}),
         Plot.text(pieces.filter((piece) => (piece.x2 - piece.x1) * width > 14), {x: (piece) => (piece.x1 + piece.x2) / 2, fy: "line", text: "letter", frameAnchor: "middle",
           dy: 14, fill: "#1c1c1c", fontSize: 11, pointerEvents: "none"}),
