@@ -9,7 +9,7 @@ from textual.pilot import Pilot
 
 from reqpath.path import RequestPath
 from reqpath.render.top import Read, Top, Waterfall
-from tests.factories import NOW_NS, make_path, make_shop_paths
+from tests.factories import NOW_NS, make_path, make_shop_paths, make_writer_info
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -152,6 +152,18 @@ def test_tab_goes_to_the_workers_and_o_orders_these() -> None:
         assert "slowest ▾" in await see(pilot, "busy ▾")
 
     run(Feed(make_shop_paths(1_000)), script)
+
+
+def test_workers_that_are_out_of_sight_are_counted() -> None:
+    paths = [
+        RequestPath(path.worker, make_writer_info(worker=number), path.nginx)
+        for number, path in enumerate(make_shop_paths(12))
+    ]
+
+    async def script(pilot: Pilot[None]) -> None:
+        await see(pilot, "12 workers ▾")
+
+    run(Feed(paths), script)
 
 
 def test_w_changes_the_window() -> None:

@@ -442,15 +442,18 @@ def build_spark(tier: LiveTier, width: int) -> str:
 
 def build_workers(figures: LiveFigures, width: int, order: int) -> list[Text]:
     """Return the workers, after the columns' names."""
+    # A small terminal has room for four, and nothing else would tell that there are more.
+    count = len(figures.workers)
+    label = "worker" if count <= 4 else f"{count} workers"
     keys: list[tuple[str, Callable[[Any], Any]]] = [
-        ("worker", lambda worker: (worker.host, len(worker.number), worker.number)),
+        (label, lambda worker: (worker.host, len(worker.number), worker.number)),
         ("busy", lambda worker: -worker.busy_share),
         ("queue", lambda worker: -(worker.queue_ns or 0)),
     ]
     by, key = keys[order % len(keys)]
     bar = max(8, width - 51)
     columns = [
-        _Column("worker", 14, right=False),
+        _Column(label, 14, right=False),
         _Column("busy", bar, right=False),
         _Column("", 6),
         *(_Column(label, 8) for label in ("rate", "queue", "gil")),
