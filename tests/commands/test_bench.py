@@ -12,11 +12,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from reqpath.bench.plan import make_plan, make_quick_plan
+from reqpath.bench.plan import Plan, make_plan, make_quick_plan
 from reqpath.bench.result import Head, Journal, read_result, write_result
+from reqpath.bench.verdict import judge
 from reqpath.commands.bench import _check_same_host, _say_left, command
 from reqpath.errors import ConfigurationError, ResultError
+from reqpath.render.units import format_span
 from tests.bench.results import HOST, make_result
+
+SCENARIOS = Path(__file__).parents[2] / "benchmarks" / "scenarios"
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +118,72 @@ def test_a_level_that_does_not_exist_is_named(arguments: tuple[str, ...], words:
     result = run(*arguments)
     assert isinstance(result.exception, ConfigurationError)
     assert words in str(result.exception)
+
+
+@pytest.mark.parametrize(("name", "options"), [("default", ()), ("quick", ("--quick",))])
+def test_the_scenario_of_a_bare_command_plans_what_the_command_plans(
+    name: str, options: tuple[str, ...]
+) -> None:
+    assert read_plan(*options) == read_plan("--scenario", str(SCENARIOS / f"{name}.toml"))
+
+
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_published_scenario_says_how_long_it_takes_and_can_come_to_a_verdict(path: Path) -> None:
+    plan = msgspec.convert(read_plan("--scenario", str(path))["plan"], Plan)
+    assert f"Takes about {format_span(round(plan.estimate_s() * 1e9))}." in path.read_text()
+    assert judge(make_result(plan)).blocks_needed <= plan.blocks
+
+
+def test_a_scenarios_options_are_those_of_the_command_which_win() -> None:
+    Path("s.toml").write_text(
+        'workload = "ten-queries"\nworkers = ["4x1", "2x2"]\nplant = [0, 50]\nwarm-up = 1.5\nblocks = 3\n'
+    )
+    words = ("--workload", "ten-queries", "--workers", "4x1,2x2", "--plant", "0,50", "--warm-up", "1.5")
+    assert read_plan(*words, "--blocks", "3") == read_plan("--scenario", "s.toml")
+    assert read_plan(*words, "--blocks", "7") == read_plan("--blocks", "7", "--scenario", "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "s.toml: No such file or directory"),
+        (
+            "seed = 1\nblocks 8\n",
+            "s.toml is not TOML: Expected '=' after a key in a key/value pair (at line 2",
+        ),
+        ("\xff", "s.toml is not TOML: 'utf-8' codec can't decode"),
+        (
+            "block = 8",
+            "s.toml has 'block'; a scenario can have hop1, hop2, workers, workload, connection, blocks",
+        ),
+        ("quick = true", "s.toml has 'quick'"),
+        ("blocks = 8.5", "Invalid value for '--blocks': '8.5' is not a valid integer"),
+        ("blocks = true", "Invalid value for '--blocks': 'True' is not a valid integer"),
+        ("load = 1.5", "Invalid value for '--load': 1.5 is not in the range"),
+    ],
+)
+def test_a_scenario_that_can_not_be_read_is_told_why(text: str | None, words: str) -> None:
+    if text is not None:
+        Path("s.toml").write_text(text, encoding="latin-1")
+    result = run("--plan", "--scenario", "s.toml")
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--quick",), "--quick and --scenario exclude each other"),
+        (("--like", "a.json"), "--scenario is a.json's"),
+        (("--resume", "a.json"), "--scenario can't be changed in a benchmark that goes on"),
+    ],
+)
+def test_a_scenario_does_not_change_a_plan_that_is_there(options: tuple[str, ...], words: str) -> None:
+    write_result("a.json", make_result())
+    Path("s.toml").write_text("blocks = 3\n")
+    result = run("--scenario", "s.toml", *options)
+    assert result.exit_code == 2
+    assert words in result.output
 
 
 def test_a_file_that_is_there_is_not_written_over() -> None:

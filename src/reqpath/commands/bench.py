@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,15 +33,39 @@ _SHARE_OF_FEW = 0.35
 _ENOUGH_PROCESSORS = 4
 #: Of a dead server's log.
 _LOG_LINES = 10
-#: Options that make the plan, which a benchmark that goes on has already.
-_PLANNING = (
-    "quick", "hop1", "hop2", "workers", "workload", "connection", "blocks", "seconds", "warm_up", "load",
-    "rate", "seed", "app", "path", "plant",
+#: Options that make the plan, as a scenario holds them.
+_SCENARIO = (
+    "hop1", "hop2", "workers", "workload", "connection", "blocks", "seconds", "warm_up", "load", "rate",
+    "seed", "app", "path", "plant",
 )  # fmt: skip
+#: What a benchmark that goes on has already. The scenario comes first: its options are refused by its name.
+_PLANNING = ("scenario", "quick", *_SCENARIO)
 
 
 def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(word.strip() for word in value.split(","))
+
+
+def _read_scenario(context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+    """Make a file's values the defaults of the options, as the text that stands behind each in a shell."""
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise click.BadParameter(f"{path} is not TOML: {error}") from error
+    known = {name.replace("_", "-"): name for name in _SCENARIO}
+    for key in values:
+        if key not in known:
+            raise click.BadParameter(f"{path} has {key!r}; a scenario can have {', '.join(known)}")
+    context.default_map = {
+        known[key]: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in values.items()
+    }
+    return path
 
 
 @click.group(
@@ -52,11 +77,20 @@ Examples:
   reqpath bench --plan
   reqpath bench --workload point-query,cpu --workers 4x1,1x4,2x2 --blocks 12
   reqpath bench --app wsgi:app --path /products/7
+  reqpath bench --scenario benchmarks/scenarios/connections.toml
   reqpath bench --resume bench.jsonl
   reqpath bench --like benchmarks/results/quick.json --output mine.json
 """,
 )
 @click.option("--quick", is_flag=True, help="The sockets alone, for a point query: minutes.")
+@click.option(
+    "--scenario",
+    metavar="FILE",
+    type=ANY_PATH,
+    is_eager=True,
+    callback=_read_scenario,
+    help="A TOML file with options that make the plan; those given here win.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be run, and how long it takes.")
 @click.option("--hop1", metavar="tcp,unix", callback=_split, help="nginx to uWSGI.")
 @click.option("--hop2", metavar="tcp,unix", callback=_split, help="App to database.")
@@ -197,6 +231,8 @@ def _make_plan(options: dict[str, Any]) -> Plan:
     """Return the plan of the options. Raises: ConfigurationError."""
     from reqpath.bench.plan import Load, Workload, make_plan, make_quick_plan
 
+    if options["quick"] and options["scenario"] is not None:
+        raise click.UsageError("--quick and --scenario exclude each other")
     chosen: dict[str, Any] = {
         name: options[option]
         for name, option in (
