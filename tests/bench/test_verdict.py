@@ -177,6 +177,15 @@ def test_invalid_runs_count_for_nothing_and_say_why() -> None:
     assert compared(find(spoilt, "hop1").mean).client.blocks == 7
 
 
+def test_a_run_that_is_saturated_in_two_ways_is_one_run() -> None:
+    reasons = (Reason("saturated", "dropped"), Reason("saturated", "busy"), Reason("drift", "rose"))
+    verdict = judge(make_result(spoil=lambda _: {"saturated": True, "limits": reasons}))
+    assert {(one.name, one.example, one.runs) for one in verdict.limits} == {
+        ("saturated", "dropped", verdict.runs),
+        ("drift", "rose", verdict.runs),
+    }
+
+
 def test_a_pair_with_few_valid_blocks_is_left_out() -> None:
     def spoil(run: ScheduledRun) -> Mapping[str, Any]:
         return INVALID if run.block % 2 and run.cell.hop1 == run.cell.hop2 == "tcp" else {}

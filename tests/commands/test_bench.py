@@ -264,6 +264,23 @@ def test_a_benchmark_does_not_go_on_on_another_machine() -> None:
     assert Path("b.jsonl").read_bytes() == before
 
 
+def test_a_run_that_was_made_again_is_counted_once_where_a_benchmark_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    make_journal("b.jsonl", 3)
+    journal, result = Journal.resume("b.jsonl")
+    with journal:
+        journal.append(result.runs[-1])
+    monkeypatch.setattr("reqpath.commands.bench._measure", stop)
+    ended = run("--resume", "b.jsonl")
+    assert ended.exit_code == 130
+    assert "3 of 10 runs of" in ended.stdout
+    assert "Ended after 3 of 10 runs" in ended.stderr
+
+
 def test_a_complete_journal_is_sealed_without_measuring() -> None:
     make_journal("b.jsonl", None)
     result = run("--resume", "b.jsonl", "--html", "b.html")

@@ -208,10 +208,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     runs: tuple[RunRecord, ...] = ()
 
     @property
+    def made(self) -> int:
+        """How many runs of the plan were made, once or more often."""
+        return len({(run.block, run.cell, run.twin) for run in self.runs})
+
+    @property
     def complete(self) -> bool:
-        """Whether every run of the plan was made, once or more often."""
-        made = {(run.block, run.cell, run.twin) for run in self.runs}
-        return len(made) >= self.plan.blocks * (len(self.plan.cells) + 1)
+        """Whether every run of the plan was made."""
+        return self.made >= self.plan.blocks * (len(self.plan.cells) + 1)
 
 
 Entry = Head | Rates | Capacity | Configuration | RunRecord

@@ -95,7 +95,7 @@ def judge(result: Result) -> Verdict:
         command=result.command,
         blocks=len({run.block for run in result.runs}),
         blocks_needed=blocks_needed(asked_in_all),
-        runs=len({_place(run) for run in result.runs}),
+        runs=result.made,
         valid=len({_place(run) for run in result.runs if run.is_valid}),
         complete=result.complete,
         questions=tuple(
@@ -579,7 +579,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _gather(reasons: Iterable[tuple[Reason, ...]]) -> tuple[Remark, ...]:
     found: dict[str, Remark] = {}
     for of_run in reasons:
-        for reason in of_run:
+        # A run can have several of one name: it is saturated in more than one way.
+        for reason in {reason.name: reason for reason in reversed(of_run)}.values():
             before = found.get(reason.name, Remark(reason.name, reason.text, 0))
             found[reason.name] = replace(before, runs=before.runs + 1)
     return tuple(sorted(found.values(), key=lambda remark: -remark.runs))

@@ -395,7 +395,7 @@ def _shorten(error: ServerError) -> ServerError:
 
 def _tell_end(result: Result, files: _Files, talk: Console, like: str | None) -> None:
     """Say where the result is, and what to do next."""
-    runs, of = len(result.runs), len(result.plan.schedule())
+    runs, of = result.made, len(result.plan.schedule())
     if not os.path.exists(files.journal) and result.complete:
         lines = [f"The result: {files.output}", f"Again: reqpath bench show {shlex.quote(files.output)}"]
         if like is not None:
