@@ -301,6 +301,17 @@ def test_results_that_were_not_made_alike_are_refused_unless_told() -> None:
     assert len(comparison.differences) == 2
 
 
+def test_what_the_kernel_keeps_of_the_memory_makes_no_other_host() -> None:
+    before = make_result()
+    page, half = (
+        replace(HOST, memory_bytes=size) for size in (HOST.memory_bytes - 4096, HOST.memory_bytes // 2)
+    )
+    assert list_differences(before, make_result(host=page)) == []
+    assert list_differences(before, make_result(host=half)) == [
+        "the host's memory bytes: 8000000000 and 4000000000"
+    ]
+
+
 def test_cells_with_other_rates_or_saturated_in_one_result_are_not_compared() -> None:
     before = make_result()
     faster = compare_results(before, make_result(spoil=lambda _: {"rate_per_s": 300.0}))

@@ -14,6 +14,7 @@ differently often: what is missing among the answers of one would make it look f
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -71,6 +72,9 @@ _TIERS: Final = {segment.name: segment.tier for segment in SEGMENTS} | {
 
 #: What one run says; None: nothing.
 Value = Callable[[RunRecord], float | None]
+#: Of the memory of two hosts, how far apart it may be.
+_SAME_MEMORY: Final = 0.01
+
 #: Block → the valid runs of two cells in it.
 Matched = dict[int, tuple[RunRecord, RunRecord]]
 
@@ -453,6 +457,9 @@ def list_differences(first: Result, second: Result) -> list[str]:
     found = []
     for field in msgspec.structs.fields(Host):
         before, after = getattr(first.host, field.name), getattr(second.host, field.name)
+        # Of the same memory the kernel keeps some pages more or less at each start of the machine.
+        if field.name == "memory_bytes" and math.isclose(before, after, rel_tol=_SAME_MEMORY):
+            continue
         if field.name != "versions" and before != after:
             found.append(f"the host's {field.name.replace('_', ' ')}: {_word(before)} and {_word(after)}")
     for name in sorted(set(first.host.versions) | set(second.host.versions)):
