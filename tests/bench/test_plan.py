@@ -130,6 +130,12 @@ def test_given_rates_are_taken_whatever_the_capacities_are() -> None:
         ({"blocks": 0}, "blocks is 0"),
         ({"seconds_s": 0.0}, "a run of 0 s"),
         ({"seconds_s": float("nan")}, "a run of nan s"),
+        ({"seconds_s": float("inf")}, "a run of inf s"),
+        ({"warm_up_s": float("inf")}, "after inf s"),
+        (
+            {"load": Load(rates_per_s=(("point-query", float("inf")), ("cpu", 1.0)))},
+            "rate of point-query is inf",
+        ),
         ({"load": Load(share=1.0)}, "share is 1"),
         ({"load": Load(rates_per_s=(("cpu", 1.0),))}, "rates are given for cpu; the workloads are point"),
         ({"load": Load(rates_per_s=(("point-query", 0.0), ("cpu", 1.0)))}, "rate of point-query is 0"),

@@ -12,6 +12,7 @@ the system; the same seed gives the same schedule::
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -304,7 +305,7 @@ def _check_planted(planted_us: Sequence[str]) -> None:
 def _check_numbers(blocks: int, seconds_s: float, warm_up_s: float) -> None:
     if blocks < 1:
         raise ConfigurationError(f"blocks is {blocks}; it must be at least 1")
-    if not seconds_s > 0 or not warm_up_s >= 0:
+    if not 0 < seconds_s < math.inf or not 0 <= warm_up_s < math.inf:
         raise ConfigurationError(f"a run of {seconds_s:g} s after {warm_up_s:g} s can't be made")
 
 
@@ -317,5 +318,5 @@ def _check_load(load: Load, workloads: list[str]) -> None:
             f"rates are given for {', '.join(rates)}; the workloads are {', '.join(workloads)}"
         )
     for name, rate in rates.items():
-        if not rate > 0:
-            raise ConfigurationError(f"the rate of {name} is {rate:g}; it must be above 0")
+        if not 0 < rate < math.inf:
+            raise ConfigurationError(f"the rate of {name} is {rate:g}; it must be above 0, and finite")
