@@ -80,6 +80,25 @@ def test_a_server_of_the_users_own_comes_first(
         assert (program.kind, program.path, program.version) == ("mysql", str(own), "9.9.9")
 
 
+def test_a_failed_initialisation_tells_what_failed_and_not_what_is_advised(
+    tmp_path: Path, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "mysqld"
+    own.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *--version*) echo "mysqld  Ver 9.9.9 for Linux"; exit;; esac\n'
+        "echo Installing; echo '0 [ERROR] InnoDB: Probably out of disk space'; echo Please check; exit 1\n",
+        encoding="ascii",
+    )
+    own.chmod(0o755)
+    monkeypatch.setenv("REQPATH_MYSQLD", str(own))
+    with pytest.raises(ServerError) as caught, start_database(directory):
+        pass
+    assert str(caught.value) == (
+        "initialising mysql ended with status 1\n0 [ERROR] InnoDB: Probably out of disk space"
+    )
+
+
 def test_without_a_server_the_error_says_what_to_install(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,12 @@ def start_database(
         partial = f"{data}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         init_command = _build_init_command(program, partial)
-        run_to_end(init_command, log_path, deadline_s, f"initialising {program.kind}")
+        try:
+            run_to_end(init_command, log_path, deadline_s, f"initialising {program.kind}")
+        except ServerError as error:
+            # MariaDB's script follows the reason, such as a full disk, with a page of advice.
+            said = [line for line in error.log_tail.splitlines(keepends=True) if "[ERROR]" in line]
+            raise ServerError(str(error).partition("\n")[0], "".join(said) or error.log_tail) from error
         os.rename(partial, data)
     init_path = os.path.join(directory, "init.sql")
     with open(init_path, "w", encoding="ascii") as init:
