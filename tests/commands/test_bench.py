@@ -95,6 +95,10 @@ def test_a_rate_is_taken_in_the_place_of_the_capacity() -> None:
     [
         (("--app", "wsgi:app"), "--app and --path go together"),
         (("--path", "/"), "--app and --path go together"),
+        *(
+            (("--app", "wsgi:app", "--path", path), "it begins with /, percent-encoded where needed")
+            for path in ("x", "", "/a b", "/ü", "/x\r\nHost: y")
+        ),
         (("--app", "wsgi:app", "--path", "/", "--hop2", "tcp"), "--hop2 is for reqpath's workloads"),
         (("--rate", "10"), "--rate is for a single workload"),
         (("--quick", "--rate", "10", "--load", "0.5"), "exclude each other"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -253,6 +254,11 @@ def _make_plan(options: dict[str, Any]) -> Plan:
     if (app is None) != (path is None):
         raise click.UsageError("--app and --path go together: what is requested of your app")
     if app is not None:
+        # Else the request line would be none, and the answer to it blamed on the app.
+        if not re.fullmatch(r"/[!-~]*", path):
+            raise click.UsageError(
+                f"--path can't be {path!r}; it begins with /, percent-encoded where needed"
+            )
         for name in ("workload", "hop2", "connection", "plant"):
             if options[name] is not None:
                 raise click.UsageError(f"--{name} is for reqpath's workloads, not for an app of your own")
