@@ -45,6 +45,8 @@ def test_the_plan_shows_cells_blocks_and_time_and_measures_nothing() -> None:
     assert "4 cells and one of them again (A/A), in 8 blocks: 40 runs of 2 + 6 s" in result.output
     assert "point-query/tcp/tcp/4x1/pooled  and again, *" in result.output
     assert result.output.count("\nblock") == 8
+    short = run("--plan", "--quick", "--hop1", "unix", "--hop2", "unix", "--blocks", "1")
+    assert "1 cell and one of them again (A/A), in 1 block: 2 runs" in short.output
     assert os.listdir() == []
 
 

@@ -498,7 +498,7 @@ def _say_left(left_s: float) -> str:
 
 
 def _show_plan(plan: Plan, *, as_json: bool) -> None:
-    from reqpath.render.units import format_span
+    from reqpath.render.units import format_count, format_span
 
     runs = plan.schedule()
     estimate_s = plan.estimate_s()
@@ -507,7 +507,8 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
         return
     numbers = {cell.key: number for number, cell in enumerate(plan.cells, 1)}
     lines = [
-        f"{len(plan.cells)} cells and one of them again (A/A), in {plan.blocks} blocks: {len(runs)} runs of "
+        f"{format_count(len(plan.cells), 'cell')} and one of them again (A/A), "
+        f"in {format_count(plan.blocks, 'block')}: {len(runs)} runs of "
         f"{plan.warm_up_s:g} + {plan.seconds_s:g} s,",
         f"about {format_span(round(estimate_s * 1e9))} in all"
         + ("." if plan.load.rates_per_s else ", with finding each cell's capacity first."),
