@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from reqpath.bench.figures import Verdict
-from reqpath.bench.plan import ScheduledRun, Workload, make_quick_plan
+from reqpath.bench.plan import ScheduledRun, Workload, make_plan, make_quick_plan
 from reqpath.bench.statistics import Estimate
 from reqpath.bench.verdict import compare_results, judge
 from reqpath.render.bench import (
@@ -64,6 +64,15 @@ def test_no_line_is_wider_than_the_console(width: int, draw: Draw) -> None:
         verdict = judge_case(name)
         page = draw(lambda console, verdict=verdict: render_verdict(verdict, console), width)
         assert max(map(cell_len, page.splitlines())) <= width
+
+
+def test_figures_are_whole_beside_long_names_and_questions_are_told_apart(draw: Draw) -> None:
+    plan = make_plan(workloads=("point-query",), hop1=("unix",), connections=("pooled", "per-request"))
+    page = draw(lambda console: render_verdict(judge(make_result(plan)), console))
+    assert "…" not in page
+    assert "  can do   sent     mean " in page
+    compared = [line[:40] for line in page.splitlines() if line.startswith("point-query  app → MySQL")]
+    assert len(set(compared)) == len(compared) == 2
 
 
 def test_threads_that_wait_for_the_gil_are_told_as_such() -> None:

@@ -260,6 +260,7 @@ def _build_questions(verdict: Verdict) -> RenderableType:
         levels = f"{question.first} → {question.second}"
         named = question.factor in ("hop1", "hop2", "planted_us")
         what = f"{FACTORS[question.factor]}  {levels}" if named else levels
+        what += ", per request" if question.connection == "per-request" else ""
         add(question.workload.name, what, question.mean)
     add(verdict.control.cell.workload, "A/A", verdict.control.mean)
     return table
@@ -342,16 +343,16 @@ def _build_bars(verdict: Verdict, width: int, *, colour: bool) -> RenderableType
         longest_ns[cell.workload.name] = max(longest_ns.get(cell.workload.name, 0.0), cell.mean_ns or 0.0)
     table = Table.grid(padding=(0, 1, 0, 0))
     seen: list[tuple[str, float]] = []
-    for cell in drawn:
+    names = [
+        f"{clean(cell.workload.name)}  {name_cell(cell.cell, database=cell.workload.database)}"
+        for cell in drawn
+    ]
+    for cell, name in zip(drawn, names, strict=True):
         parts = cell_parts(cell.segments_ns)
         seen += parts
         share = (cell.mean_ns or 0.0) / longest_ns[cell.workload.name]
-        cells = max(8, round(share * min(_BAR, width - 36)))
-        name = name_cell(cell.cell, database=cell.workload.database)
-        table.add_row(
-            Text(f"{clean(cell.workload.name)}  {name}", style=_DIM, no_wrap=True),
-            build_bar(parts, cells, colour=colour),
-        )
+        cells = max(8, round(share * min(_BAR, width - max(map(len, names)) - 1)))
+        table.add_row(Text(name, style=_DIM, no_wrap=True), build_bar(parts, cells, colour=colour))
     return Group(Text("where the mean goes", style=_DIM), table, build_legend(seen))
 
 
@@ -385,7 +386,8 @@ def _of(remark: Remark) -> str:
 
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=_DIM)
-    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    # Rather than the figures, which could not be read when cut short.
+    table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
