@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from reqpath.errors import SpoolError
 from reqpath.forks import NO_PROCESS, Mark
-from reqpath.record import FORMAT_VERSION, Record, WriterInfo, encode
+from reqpath.record import FORMAT_VERSION, Record, WorkerRecord, WriterInfo, encode
 from reqpath.spool import (
     EVICTED,
     MAGIC,
@@ -51,7 +52,7 @@ def make_writer(spool: str, messages: list[str] | None = None, **options: object
 
 def write(writer: SpoolWriter, count: int = 1, padding: int = 0) -> list[bool]:
     return [
-        writer.append(encode(make_worker_record(sequence=writer.next_sequence(), span_name="x" * padding)))
+        writer.append_record(make_worker_record(span_name="x" * padding), time.monotonic_ns())
         for _ in range(count)
     ]
 
@@ -75,6 +76,24 @@ def test_what_is_appended_is_read(spool: str, writer: SpoolWriter) -> None:
     ((info, read),) = SpoolReader(spool).read()
     assert records == read
     assert os.getpid() == info.pid
+
+
+@pytest.mark.parametrize("odd", ["x" * 20_000, "\ud800"])
+def test_a_record_that_is_long_or_can_not_be_encoded_is_appended_as_what_can_be_kept(
+    spool: str, odd: str
+) -> None:
+    def keep_what_can_be(record: WorkerRecord) -> bytes:
+        record.span_name = "odd"
+        return encode(record)
+
+    writer = make_writer(spool, encode_odd=keep_what_can_be)
+    for name in ("a longer name before", odd, "after"):
+        assert writer.append_record(make_worker_record(span_name=name), time.monotonic_ns())
+    writer.close()
+    ((_, records),) = SpoolReader(spool).read()
+    names = [record.span_name for record in records if isinstance(record, WorkerRecord)]
+    assert names == ["a longer name before", "odd", "after"]
+    assert [record.sequence for record in records] == [0, 1, 2]
 
 
 def test_the_spool_and_its_files_are_their_owners_alone(spool: str, writer: SpoolWriter) -> None:

@@ -210,6 +210,8 @@ Record = WorkerRecord | NginxRecord
 _encoder = msgspec.msgpack.Encoder()
 #: Encodes any of the structs above to msgpack bytes.
 encode = _encoder.encode
+#: The same, into a `bytearray` from an offset on, which it then ends with.
+encode_into = _encoder.encode_into
 #: Decodes one `WorkerRecord` or `NginxRecord`. Raises: msgspec.DecodeError, UnicodeDecodeError.
 decode_record = msgspec.msgpack.Decoder(Record).decode
 #: Decodes the `WriterInfo` at a file's start. Raises: msgspec.DecodeError, UnicodeDecodeError.

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from reqpath.errors import SpoolError
 from reqpath.forks import NO_PROCESS, Mark, mark_process
-from reqpath.record import WriterInfo, encode
+from reqpath.record import WriterInfo, encode, encode_into
 from reqpath.spool.files import (
+    FRAME_LENGTH,
     LENGTH_BYTES,
     MAGIC,
     MAX_FRAME_BYTES,
@@ -28,6 +29,7 @@ from reqpath.spool.files import (
 
 #: What a usual record is far below.
 PLAIN_BYTES: Final = 1 << 14
+_pack_length: Final = FRAME_LENGTH.pack_into
 
 
 class SpoolWriter:
@@ -76,21 +78,43 @@ class SpoolWriter:
             process = self._become_this_process()
         return next(process.sequences)
 
-    def append_record(self, record: Any) -> bool:
-        """Number a record, encode and append it; return whether it is in the spool."""
+    def append_record(self, record: Any, now_ns: int) -> bool:
+        """Number a record, encode and append it; return whether it is in the spool.
+
+        `now_ns` is the monotonic clock. This is each request's, so what `append` does is written out for a
+        record and a file that are as nearly all are.
+        """
         process = self._process
         if not process.mark[0]:
             process = self._become_this_process()
         record.sequence = next(process.sequences)
         try:
-            payload = encode(record)
-            if len(payload) > PLAIN_BYTES:
-                payload = self._encode_odd(record)
+            frame = process.frames.pop()
+        except IndexError:
+            # At first, and while other threads have theirs in use.
+            frame = bytearray(LENGTH_BYTES)
+        try:
+            encode_into(record, frame, LENGTH_BYTES)
         except (UnicodeEncodeError, TypeError, OverflowError):
-            payload = self._encode_odd(record)
-        return self.append(payload)
+            return self.append(self._encode_odd(record))
+        size = len(frame)
+        if size > PLAIN_BYTES:
+            return self.append(self._encode_odd(record))
+        if process.size > process.next_look or now_ns > process.look_at_ns:
+            return self.append(frame[LENGTH_BYTES:])
+        try:
+            _pack_length(frame, 0, size - LENGTH_BYTES)
+            if os.write(process.fd, frame) != size:
+                process.torn = True
+                raise OSError(errno.ENOSPC, "No space left on device")
+        except Exception as error:
+            self._lose(process, error)
+            return False
+        process.size += size
+        process.frames.append(frame)
+        return True
 
-    def append(self, payload: bytes) -> bool:
+    def append(self, payload: bytes | bytearray) -> bool:
         """Append one encoded record; return whether it is in the spool."""
         process = self._process
         try:
@@ -280,6 +304,7 @@ class _Process:
         "dropped",
         "fd",
         "files",
+        "frames",
         "lock",
         "look_at_ns",
         "mark",
@@ -298,6 +323,8 @@ class _Process:
         self.writer_id = os.urandom(8).hex()
         self.files = itertools.count(1)
         self.sequences = itertools.count()
+        #: To encode into: making one takes longer than what is written.
+        self.frames: list[bytearray] = []
         self.lock = threading.Lock()
         self.dropped = 0
         self.look_at_ns = 0

@@ -87,7 +87,7 @@ class ReqPath:
         dispatch_request = app.dispatch_request
         get_context = _context_getter()
 
-        # These run for each request, so the switches are written out.
+        # These run for each request, so the switches are written out, as `recorder` says.
 
         # Flask may grow arguments (3.2 passes the context along), so all of them are handed on.
         def hooked_dispatch_request(*args: Any, **kwargs: Any) -> Any:
@@ -98,14 +98,18 @@ class ReqPath:
                 rule = get_context().request.url_rule
                 if rule is not None:
                     recorder.record.route = rule.rule
-                marks += (VIEW_START, monotonic_ns())
+                start_ns = monotonic_ns()
+                marks.append(VIEW_START)
+                marks.append(start_ns)
             except Exception:
                 note_fault("the start of a view")
             try:
                 return dispatch_request(*args, **kwargs)
             finally:
                 try:
-                    marks += (VIEW_END, monotonic_ns())
+                    end_ns = monotonic_ns()
+                    marks.append(VIEW_END)
+                    marks.append(end_ns)
                 except Exception:
                     note_fault("the end of a view")
 

@@ -137,8 +137,6 @@ def _install(connections: ModuleType, cursors: ModuleType, policy: _Policy) -> N
     _replace(unbuffered_cursor, "read_next", _hook_row)
     _replace(unbuffered_cursor, "fetchmany", functools.partial(_hook_reading, reads_rows=True))
     _replace(unbuffered_cursor, "fetchall", functools.partial(_hook_reading, reads_rows=True))
-    # So that reading it from a connection without one raises nothing.
-    setattr(connection, _LINK, _NO_LINK)
     setattr(connection, _POLICY, policy)
 
 
@@ -236,19 +234,11 @@ class _Link:
 class _Sink:
     """Stands for the marks while a connection is opened: what runs on it is part of that."""
 
-    def __iadd__(self, more: tuple[int, int]) -> _Sink:
-        return self
-
-
-class _NoLink:
-    """Stands for the link of a connection that has none; nothing can be put into it."""
-
-    __slots__ = ()
-    marks = _Sink()
+    def append(self, more: int) -> None:
+        pass
 
 
 _SINK: Final = _Sink()
-_NO_LINK: Final = _NoLink()
 
 
 # --- commands ---------------------------------------------------------------------------------------------
@@ -263,8 +253,12 @@ def _hook_query(original: _Method, policy: _Policy) -> _Method:
     @functools.wraps(original)
     def query(self: Any, sql: Any, unbuffered: Any = False) -> Any:
         recorder = get_recorder()
-        link = self._reqpath_link
-        if recorder is None or link.marks is not None:
+        try:
+            # Nothing of this name is on the class, or the interpreter could not look it up as fast as it can.
+            link = self._reqpath_link
+        except AttributeError:
+            link = None
+        if recorder is None or link is None or link.marks is not None:
             link = _claim_link(self, recorder)
             if recorder is None or link is None:
                 return original(self, sql, unbuffered)
@@ -282,7 +276,8 @@ def _hook_query(original: _Method, policy: _Policy) -> _Method:
             link.marks = marks = recorder.marks
             previous = marks[-2]
             start_ns = monotonic_ns()
-            marks += (QUERY, start_ns)
+            marks.append(QUERY)
+            marks.append(start_ns)
         except Exception:
             note_fault("the start of a statement")
             link.marks = None
@@ -295,7 +290,8 @@ def _hook_query(original: _Method, policy: _Policy) -> _Method:
         link.marks = None
         try:
             end_ns = monotonic_ns()
-            marks += (previous, end_ns)
+            marks.append(previous)
+            marks.append(end_ns)
             if link.unusual:
                 _keep_unusual(link, recorder, start_ns, end_ns, statement, result)
             else:
@@ -464,7 +460,12 @@ def _hook_first_packet(original: _Method) -> _Method:
             marks = self.connection._reqpath_link.marks
             if marks is not None:
                 # A switch, as in `query`. Only the request's own thread is ever busy with a connection.
-                marks += (FETCH, monotonic_ns())
+                now_ns = monotonic_ns()
+                marks.append(FETCH)
+                marks.append(now_ns)
+        except AttributeError:
+            # A connection that was made before the hooks, or is closed.
+            pass
         except Exception:
             note_fault("the first packet of a reply")
         return original(self)
@@ -480,7 +481,12 @@ def _hook_file_request(original: _Method) -> _Method:
         try:
             marks = self.connection._reqpath_link.marks
             if marks is not None:
-                marks += (ASKED_FOR_FILE, monotonic_ns())
+                now_ns = monotonic_ns()
+                marks.append(ASKED_FOR_FILE)
+                marks.append(now_ns)
+        except AttributeError:
+            # A connection that was made before the hooks, or is closed.
+            pass
         except Exception:
             note_fault("a reply that asks for a file")
         return original(self, *args, **kwargs)
@@ -622,7 +628,7 @@ def _hook_execute(original: _Method) -> _Method:
             link = self.connection._reqpath_link
             link.statement = query
         except AttributeError:
-            # A closed cursor's connection, or one without a link.
+            # A closed cursor's connection, or one without a link yet.
             link = None if get_recorder() is None else _link_of(self.connection)
             if link is None:
                 return original(self, query, args)

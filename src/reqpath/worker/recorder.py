@@ -8,7 +8,9 @@ however hooks nest::
     ...                                # the driver waits
     recorder.switch(previous)
 
-Here nothing is summed up: that is done when the record is read. See `raw`.
+Here nothing is summed up: that is done when the record is read. See `raw`. What runs in every request writes
+a switch out, as two calls of `append` in a row: the interpreter makes a few instructions of these, and looks
+at no signal between them.
 """
 
 from __future__ import annotations
@@ -107,7 +109,9 @@ class RequestRecorder(msgspec.Struct, eq=False):
         marks = self.marks
         previous = marks[-2]
         try:
-            marks += (mark, monotonic_ns())
+            now_ns = monotonic_ns()
+            marks.append(mark)
+            marks.append(now_ns)
             if len(marks) > MAX_MARKS:
                 self.fold()
         except Exception:
@@ -165,7 +169,7 @@ class RequestRecorder(msgspec.Struct, eq=False):
         In it this recorder and the request's span are current; between steps nothing is: the server sends.
         """
         self.switch(segment)
-        self.token = current.set(self)
+        self.token = set_current(self)
         self.span_token = None
         if self.span_context is not None:
             try:
@@ -179,7 +183,7 @@ class RequestRecorder(msgspec.Struct, eq=False):
         # Each raises where the app has gone on in a context of its own making, which ends with it.
         try:
             if self.token is not None:
-                current.reset(self.token)
+                reset_current(self.token)
         except Exception:
             note_fault("leaving the request")
         try:
@@ -283,7 +287,7 @@ def _context_functions() -> tuple[Callable[[], Context], Callable[[Context], Any
     return otel_context.get_current, otel_context.attach, otel_context.detach
 
 
-#: The request that the running code belongs to, for the hooks.
-get_recorder: Final = current.get
+#: Of `current`, without a look-up of the method.
+get_recorder, set_current, reset_current = current.get, current.set, current.reset
 
 get_context, attach_context, detach_context = _context_functions()
