@@ -176,7 +176,8 @@ def write_spool(directory: str, requests: int) -> None:
         while lines and lines[0][0] <= until_ns:
             append(collector, heapq.heappop(lines)[2])
 
-    for span in range(requests):
+    # From 1: no span has the id 0.
+    for span in range(1, requests + 1):
         worker = span % WORKERS
         now_ns = FIRST_NS + span * 1_200 * US
         record, line = build_request(rng, worker, now_ns, span)

@@ -194,8 +194,8 @@ class RequestMiddleware:
             if outside is not None:
                 outside.finished = True
             return self.app(environ, start_response)
-        # What `enter` and `leave` do, written out and kept out of the recorder: this is for each request. What is
-        # an attribute and no method gets a name before it is called, by which it is looked up faster.
+        # What `enter` and `leave` do, written out: each request takes it. An attribute that is no method has
+        # a name before it is called, since it is looked up faster so.
         app, marks = self.app, recorder.marks
         token = set_current(recorder)
         context = span_token = None
