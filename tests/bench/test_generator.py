@@ -203,6 +203,14 @@ def test_each_arrival_is_a_row_and_each_row_was_received_with_its_trace(server: 
     assert sorted(received) == sorted(row.trace_id for row in rows)
 
 
+def test_instants_that_are_given_are_kept_to(server: _Tcp) -> None:
+    # Two at one instant too.
+    instants_ns = (0, 50_000_000, 50_000_000, 120_000_000)
+    outcome = _send(server, arrivals_ns=instants_ns)
+    assert tuple(outcome.planned_offsets_ns) == instants_ns
+    assert set(outcome.status_codes) == {200}
+
+
 def test_over_a_unix_socket_too() -> None:
     path = f"/tmp/reqpath-test-{os.getpid()}.sock"
     try:
@@ -297,6 +305,10 @@ class TestCheck:
         {"path": "/a\r\nHost: x"},
         {"path": "/" + "a" * 5_000},
         {"headers": (("Cookie", "a\nb"),)},
+        {"arrivals_ns": (0, 1_000_000_000)},
+        {"arrivals_ns": (-1, 5)},
+        {"arrivals_ns": (0, 3, 2, 4)},
+        {"arrivals_ns": (0,), "rate": None},
     ]
 
     @pytest.mark.parametrize("change", CHANGES, ids=str)

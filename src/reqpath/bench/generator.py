@@ -1,9 +1,9 @@
 """Sends requests at planned instants, whether or not earlier ones were answered, and notes each one's time.
 
-The load is open: arrivals are a Poisson process, made beforehand from a seed; a slow server gets no fewer. A
-latency runs from the *planned* instant, so a late send makes it longer and not shorter; how late is noted
-too. Each request has a `traceparent` of its own, by which the client's times join the recorded path. `rate`
-None makes the load closed: so many connections, each with one request at a time.
+The load is open: arrivals are a Poisson process, made beforehand from a seed, or given; a slow server gets
+no fewer. A latency runs from the *planned* instant, so a late send makes it longer and not shorter; how late
+is noted too. Each request has a `traceparent` of its own, by which the client's times join the recorded path.
+`rate` None makes the load closed: so many connections, each with one request at a time.
 
 The generator is a process of its own, `python -m reqpath.bench.generator`: one thread over plain sockets and
 `select`, since what it computes on a machine that it shares is taken from the servers::
@@ -90,6 +90,8 @@ class Traffic(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
     #: Processors that the generator keeps to; empty: any.
     cpus: tuple[int, ...] = ()
+    #: When to send, ns after the start, ascending; empty: a Poisson process of `rate` and `seed`.
+    arrivals_ns: tuple[int, ...] = ()
 
 
 class Row(NamedTuple):
@@ -203,6 +205,13 @@ def check_traffic(traffic: Traffic) -> None:
         # So that NaN is refused too.
         if value is not None and not 0 < value < math.inf:
             raise ConfigurationError(f"a load's {name} is {value:g}; it must be above 0")
+    arrivals = traffic.arrivals_ns
+    if arrivals and traffic.rate is None:
+        raise ConfigurationError("a closed load has no instants to send at")
+    if arrivals and not 0 <= arrivals[0] <= arrivals[-1] < traffic.seconds_s * 1e9:
+        raise ConfigurationError(f"a load's instants are not all within its {traffic.seconds_s:g} s")
+    if list(arrivals) != sorted(arrivals):
+        raise ConfigurationError("a load's instants must ascend")
     head, tail = _build_request(traffic)
     if len(head) + len(tail) > _LONGEST_REQUEST:
         raise ConfigurationError(
@@ -360,7 +369,9 @@ class _Generator:
         rate = traffic.rate
         if traffic.cpus:
             os.sched_setaffinity(0, traffic.cpus)
-        arrivals = None if rate is None else plan_arrivals(rate, traffic.seconds_s, traffic.seed)
+        arrivals = None
+        if rate is not None:
+            arrivals = array("q", traffic.arrivals_ns) or plan_arrivals(rate, traffic.seconds_s, traffic.seed)
         for _ in range(traffic.connections):
             self._connect()
         # Who never waits for an instant need not be woken at one; it would only be woken more often.
