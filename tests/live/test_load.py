@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import statistics
 from collections.abc import Iterator
 
@@ -94,6 +95,25 @@ def test_a_closed_loop_is_what_other_programs_make_of_it(name: str, deployment: 
     # How near they are is benchmarks/load.py's to tell; here it is the same quantity.
     rate = len(ours.status_codes) / (ours.elapsed_ns / 1e9)
     assert 0.2 < rate / theirs.requests_per_s < 5
+
+
+def test_all_send_the_same_rate_and_ours_at_the_instants_of_h2load(deployment: Deployment) -> None:
+    try:
+        find_tool("h2load")
+    except ServerError as error:
+        pytest.skip(str(error))
+    # A program, in no package.
+    check = importlib.import_module("benchmarks.load")
+    _, loads = check.measure_open(deployment, "/trivial", 200.0, 1, 1.0)
+    theirs, same, _poisson = loads
+    assert [one.failures for one in loads] == [0, 0, 0]
+    # A busy machine puts some beyond the ends of the second.
+    assert theirs.requests == pytest.approx(200, abs=10)
+    assert same.requests == theirs.requests
+    for one in loads:
+        assert one.nginx_rate_per_s == pytest.approx(one.requests, abs=10)
+        assert one.nginx_mean_us < one.mean_us
+        assert list(one.percentiles_us) == sorted(one.percentiles_us)
 
 
 def test_an_overload_is_seen_as_refusals_and_requests_under_way(app: App, mariadb: Database) -> None:
