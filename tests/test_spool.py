@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from reqpath.errors import SpoolError
 from reqpath.forks import NO_PROCESS, Mark
-from reqpath.record import FORMAT_VERSION, Record, WorkerRecord, WriterInfo, encode
+from reqpath.raw import RawRecord
+from reqpath.record import FORMAT_VERSION, NginxRecord, Record, WorkerRecord, WriterInfo, encode
 from reqpath.spool import (
     EVICTED,
     MAGIC,
@@ -34,6 +35,8 @@ from reqpath.spool import (
 from reqpath.spool.files import evict_file, list_files
 from reqpath.spool.writer import _Process
 from tests.factories import make_nginx_record, make_worker_record, make_writer_info
+from tests.strategies import lines as nginx_lines
+from tests.strategies import raw_records
 
 MEGABYTE = 1 << 20
 ReadRecords = Callable[[str], list[Record]]
@@ -811,3 +814,40 @@ def test_random_bytes_after_a_good_head_are_no_records(tmp_path: Path, content: 
     info = encode(make_writer_info())
     (tmp_path / "a.rqp").write_bytes(MAGIC + len(info).to_bytes(4, "little") + info + content)
     assert list(SpoolReader(str(tmp_path)).read()) == []
+
+
+@given(
+    raws=st.lists(raw_records(), max_size=8),
+    lines=st.lists(nginx_lines(), max_size=8),
+    lost=st.integers(1, 3),
+    torn=st.integers(0, 30),
+)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_two_halves_of_the_traces_are_the_whole(
+    tmp_path: Path, raws: list[RawRecord], lines: list[NginxRecord], lost: int, torn: int
+) -> None:
+    """Each record is in one of them, what belongs together in the same, and together they miss as much."""
+
+    def write(name: str, records: Sequence[RawRecord | NginxRecord]) -> None:
+        frames = [encode(make_writer_info(kind=name, writer_id=name))]
+        for place, record in enumerate(records):
+            record.sequence = place * lost
+            frames.append(encode(record))
+        content = MAGIC + b"".join(len(frame).to_bytes(4, "little") + frame for frame in frames)
+        (tmp_path / f"{name}.rqp").write_bytes(content[: len(content) - torn] if records else content)
+
+    write("worker", raws)
+    write("nginx", lines)
+
+    def read(reader: SpoolReader) -> list[tuple[str, bytes]]:
+        return [(record.trace_id, encode(record)) for _, records in reader.read() for record in records]
+
+    files = list_files(str(tmp_path))
+    whole = SpoolReader(str(tmp_path))
+    first, second = (SpoolReader(str(tmp_path), files=files, half=half) for half in (0, 1))
+    everything, halves = read(whole), (read(first), read(second))
+    assert sorted(everything) == sorted(halves[0] + halves[1])
+    traces = [{trace_id for trace_id, _ in half} for half in halves]
+    assert not traces[0] & traces[1]
+    first.absorb(second.bookmark())
+    assert whole.losses == first.losses

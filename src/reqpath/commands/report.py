@@ -7,7 +7,8 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +19,7 @@ from reqpath.commands.sources import Origin, Source, open_source, parse_since, s
 from reqpath.errors import MissingExtraError
 from reqpath.path import RequestPath
 from reqpath.render.units import format_bytes, format_count
-from reqpath.spool import SpoolReader
+from reqpath.spool import SpoolLosses, SpoolReader
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,18 +115,8 @@ def command(
             raise click.UsageError("--watch is for a spool; of traces, run the report again")
         _watch(source, source.reader, builder, keep, open_console())
         return
-    paths: Iterable[RequestPath] = show_progress(source.read(""))
-    paths = filter(keep, paths) if keep else paths
-    if page is not None:
-        paths = page[0].watch(paths)
-    # Records hold no cycles, and there are millions of them.
-    gc.disable()
-    try:
-        builder.extend(paths)
-    finally:
-        gc.enable()
-    breakdown = builder.build(source.losses(), source.traces)
-    if html is not None and page is not None and builder.requests:
+    breakdown = _read_all(source, builder, None if page is None else page[0], keep)
+    if html is not None and page is not None and breakdown.whole.requests:
         _write_page(html, breakdown, *page)
         return
     if as_json:
@@ -135,6 +126,32 @@ def command(
         sys.stdout.write("\n")
         return
     _print_report(breakdown, source, open_console(), filtered=keep is not None)
+
+
+def _read_all(
+    source: Source, builder: BreakdownBuilder, cube: CubeBuilder | None, keep: Keep | None
+) -> Breakdown:
+    """Read a source to its end, a large spool by two processes; return the breakdown."""
+    from reqpath.commands.halves import Builders, find_large_spool, take_in_halves
+
+    def take(paths: Iterator[RequestPath], builders: Builders) -> None:
+        kept = filter(keep, paths) if keep else paths
+        builders.breakdown.extend(kept if builders.cube is None else builders.cube.watch(kept))
+
+    reader, builders = source.reader, Builders(builder, cube)
+    # Records hold no cycles, and there are millions of them.
+    gc.disable()
+    try:
+        if reader is not None and (files := find_large_spool(reader.directory)):
+            losses: SpoolLosses | None = take_in_halves(
+                reader.directory, files, take, builders, show=partial(show_progress, readers=2)
+            )
+        else:
+            take(show_progress(source.read("")), builders)
+            losses = source.losses()
+    finally:
+        gc.enable()
+    return builder.build(losses, source.traces)
 
 
 def build_filter(route: str | None, since: str | None) -> Keep | None:
@@ -191,19 +208,19 @@ def _print_report(breakdown: Breakdown, source: Source, console: Console, *, fil
         console.print(Text(f"\n{words}", style="dim"))
 
 
-def show_progress(paths: Iterator[RequestPath]) -> Iterator[RequestPath]:
-    """Hand on the paths, and say on a terminal how many there were so far."""
+def show_progress(paths: Iterator[RequestPath], *, readers: int = 1) -> Iterator[RequestPath]:
+    """Hand on the paths, and say on a terminal how many there were so far, to all of so many readers."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    return _count_aloud(paths, console) if console.is_terminal else paths
+    return _count_aloud(paths, console, readers) if console.is_terminal else paths
 
 
-def _count_aloud(paths: Iterator[RequestPath], console: Console) -> Iterator[RequestPath]:
+def _count_aloud(paths: Iterator[RequestPath], console: Console, readers: int) -> Iterator[RequestPath]:
     with console.status("reading") as status:
         for count, path in enumerate(paths, 1):
             if count % _PROGRESS_EVERY == 0:
-                status.update(f"reading: {count:,} requests")
+                status.update(f"reading: {count * readers:,} requests")
             yield path
 
 

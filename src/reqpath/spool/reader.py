@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,12 +16,27 @@ from reqpath.record import (
     WriterInfo,
     decode_info,
 )
-from reqpath.spool.files import FRAME_LENGTH, LENGTH_BYTES, MAGIC, MAX_FRAME_BYTES, list_files, read_evicted
+from reqpath.spool.files import (
+    FRAME_LENGTH,
+    LENGTH_BYTES,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    SpoolFile,
+    list_files,
+    read_evicted,
+)
 from reqpath.usual import AnyRecord, UsualRecord, complete, finished_at_ns, is_usual
 
 #: What damaged bytes raise: not msgpack, text that is not UTF-8, and lists in lists without end.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_frame = msgspec.msgpack.Decoder(AnyRecord).decode
+#: The beginning of a frame as nearly all have it: of a line of nginx's, and of a worker's record with nginx's
+#: stamps. It ends with the trace id.
+_TRACE_ID = re.compile(
+    rb"\xdc..(?:\x02\xd9\x20|\x04\xcf.{8}[\x99\x9d]\xd9\x3700-(?=.{32}-(?!0{16})[0-9a-f]{16}-0[01]))"
+    rb"(?!0{32})[0-9a-f]{32}",
+    re.DOTALL,
+).match
 
 
 @dataclass(slots=True)
@@ -78,8 +94,21 @@ class SpoolReader:
     join needs to hold only as much.
     """
 
-    def __init__(self, directory: str, *, batch_bytes: int = 1 << 18) -> None:
-        """Raises: SpoolError when there is no such directory or it can't be read."""
+    def __init__(
+        self,
+        directory: str,
+        *,
+        batch_bytes: int = 1 << 18,
+        files: Sequence[SpoolFile] | None = None,
+        half: int | None = None,
+    ) -> None:
+        """`files` are read as far as is said here, at each `read`; None: what there is by then.
+
+        `half` is 0 or 1: only the records of that half of the traces are read, so that two processes can
+        share the work, and `losses` are right when this has taken in the other's `bookmark`, by `absorb`.
+
+        Raises: SpoolError when there is no such directory or it can't be read.
+        """
         try:
             os.listdir(directory)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -99,6 +128,8 @@ class SpoolReader:
         #: File and offset at which the batch that `read` yielded last begins.
         self.place = ("", 0)
         self._batch_bytes = batch_bytes
+        self._files = files
+        self._half = half
         self._cursors: dict[str, _Cursor] = {}
         self._sequences: dict[str, _Sequences] = {}
 
@@ -139,6 +170,12 @@ class SpoolReader:
                 cursor.offset, cursor.time_ns = max(cursor.offset, offset), time_ns
                 self._cursors[cursor.path] = cursor
 
+    def absorb(self, other: Bookmark) -> None:
+        """Take in what the reader of the other half of the traces has seen of the same files."""
+        for writer_id, seen in other.writers.items():
+            self._merge_sequences(writer_id, seen)
+        self._count_losses()
+
     def skip(self, before_ns: int) -> None:
         """Leave out what the files hold that were last written to before an instant; before the first `read`.
 
@@ -177,7 +214,8 @@ class SpoolReader:
     def _refresh(self) -> list[_Cursor]:
         active = []
         present = set()
-        for file in sorted(list_files(self.directory), key=lambda file: file.path):
+        files = list_files(self.directory) if self._files is None else self._files
+        for file in sorted(files, key=lambda file: file.path):
             present.add(file.path)
             cursor = self._cursors.setdefault(file.path, _Cursor(file.path))
             cursor.size = file.size
@@ -206,7 +244,7 @@ class SpoolReader:
             self._give_up(cursor, error.strerror or "unreadable")
             return []
         records: list[AnyRecord] = []
-        append, unpack_length = records.append, FRAME_LENGTH.unpack_from
+        append, unpack_length, half = records.append, FRAME_LENGTH.unpack_from, self._half
         writer_id = "" if cursor.info is None else cursor.info.writer_id
         position, end = 0, len(data)
         try:
@@ -218,11 +256,16 @@ class SpoolReader:
                 frame_end = start + length
                 if frame_end > end:
                     break
+                trace_id = None if half is None else _TRACE_ID(data, start, frame_end)
+                if trace_id is not None and data[trace_id.end() - 1] & 1 != half:
+                    position = frame_end
+                    continue
                 try:
                     record = _decode_frame(data[start:frame_end])
                     if record.__class__ is UsualRecord and not is_usual(record):
                         record = complete(record, writer_id)
-                    append(record)
+                    if half is None or trace_id is not None or ord(record.trace_id[-1:] or "0") & 1 == half:
+                        append(record)
                 except msgspec.ValidationError:
                     # A frame that is msgpack but not a record, of a newer reqpath say, is lost alone.
                     pass
@@ -285,14 +328,14 @@ class SpoolReader:
 
     def _note_sequences(self, info: WriterInfo, records: list[AnyRecord]) -> None:
         numbers = [record.sequence for record in records]
-        first, last = min(numbers), max(numbers)
-        seen = self._sequences.get(info.writer_id)
-        if seen is None:
-            self._sequences[info.writer_id] = _Sequences(first, last, len(numbers))
-        else:
-            seen.first = min(seen.first, first)
-            seen.last = max(seen.last, last)
-            seen.count += len(numbers)
+        self._merge_sequences(info.writer_id, _Sequences(min(numbers), max(numbers), len(numbers)))
+
+    def _merge_sequences(self, writer_id: str, more: _Sequences) -> None:
+        seen = self._sequences.setdefault(writer_id, more)
+        if seen is not more:
+            seen.first = min(seen.first, more.first)
+            seen.last = max(seen.last, more.last)
+            seen.count += more.count
 
     def _count_losses(self) -> None:
         self.losses.torn_bytes = sum(
