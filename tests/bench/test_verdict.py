@@ -326,7 +326,7 @@ def test_too_few_runs_give_no_verdict_between_two_results() -> None:
     comparison = compare_results(make_result(few), make_result(few, plant=lambda _: {"queue": 9_000_000}))
     for shift in comparison.cells:
         mean = compared(shift.mean)
-        assert (mean.outcome, mean.reason) == ("undecided", "3 valid runs are too few")
+        assert (mean.outcome, mean.reason) == ("undecided", "valid runs are too few: 3")
 
 
 def test_results_without_a_common_cell_are_refused() -> None:

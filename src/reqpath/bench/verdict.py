@@ -436,7 +436,7 @@ def compare_results(first: Result, second: Result, *, anyway: bool = False) -> R
         [
             one
             and replace(
-                one, reason=f"{one.client.blocks} valid runs are too few" if one.client.p is None else ""
+                one, reason=f"valid runs are too few: {one.client.blocks}" if one.client.p is None else ""
             )
             for one in _decide(metric, len(shared), control=False)
         ]

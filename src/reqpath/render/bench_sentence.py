@@ -105,7 +105,7 @@ def render_control(control: Control) -> str:
     """Say what the comparison of a set-up with itself gave."""
     mean = control.mean
     if mean is None:
-        return "The A/A comparison has no valid runs."
+        return "A/A: no verdict, as none of its runs counts: they were saturated, or not valid."
     if mean.outcome == "undecided":
         return f"A/A: no verdict, {mean.reason}."
     if mean.outcome == "different":
