@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -132,7 +133,9 @@ class Backend:
         if reply.hang is not None:
             reply.hang.wait(30)
         with self.lock:
-            if cuts != self._cuts or self._server is None:
+            # A killed client's request may still have lain in the socket; one that waits in vain leaves too.
+            left = reply.hang is None and _has_left(handler.connection)
+            if cuts != self._cuts or self._server is None or left:
                 handler.close_connection = True
                 return
             self.statuses.append(reply.status)
@@ -151,6 +154,15 @@ class Backend:
             handler.send_header("Content-Length", str(len(reply.body)))
             handler.end_headers()
             handler.wfile.write(reply.body)
+
+
+def _has_left(client: socket.socket) -> bool:
+    try:
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _list_spans(request: ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:

@@ -87,8 +87,20 @@ def _kill_collector(backend: Backend, log_path: str, spool: str) -> None:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
         os.kill(int(pid), signal.SIGKILL)
+        # Its connections are closed when it is gone, and the backend takes nothing more by them.
+        while _is_running(pid):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
 
     backend.between_requests(kill)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def _list_unsent(spool: str) -> set[str]:
