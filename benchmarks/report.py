@@ -6,9 +6,9 @@ of both. So that the figure means something on another machine, the same files a
 process, in the same run::
 
     $ python benchmarks/report.py
-    spool            1,000,000 requests, 817 MB in 99 files
-    decoding alone   4.2 s CPU
-    report --json    9.9 s CPU, 9.8 s elapsed, 261 MB peak, 2.4 times decoding
+    spool            1,000,000 requests, 819 MB in 99 files
+    decoding alone   8.9 s CPU
+    report --json    31.9 s CPU, 17.3 s elapsed, 241 MB peak, 3.6 times decoding
 
 The ratio is what carries over to another machine.
 """
