@@ -152,15 +152,19 @@ def test_a_jaeger_that_was_started_stays_until_ctrl_c(jaeger: Jaeger) -> None:
     assert {"shop", "shop-nginx", "shop-uwsgi", "shop-mysql"} <= set(services)
 
 
-def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine").touch()
-    result = subprocess.run(
-        _command("--keep-spool", str(tmp_path)),
+def _run_with_spool(directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command("--keep-spool", str(directory)),
         capture_output=True,
         text=True,
         timeout=_DEADLINE_S,
         check=False,
     )
+
+
+def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    result = _run_with_spool(tmp_path)
     assert result.returncode == 2
     assert "is not empty" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -168,13 +172,7 @@ def test_a_spool_with_something_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_spool_that_workers_would_not_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
-    result = subprocess.run(
-        _command("--keep-spool", str(tmp_path / "open")),
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE_S,
-        check=False,
-    )
+    result = _run_with_spool(tmp_path / "open")
     assert result.returncode == 2
     assert "is open to other users: chmod 700" in result.stderr
 

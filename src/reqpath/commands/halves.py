@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 
 from reqpath.analyse.breakdown import BreakdownBuilder
 from reqpath.analyse.cube import CubeBuilder
-from reqpath.collect.join import BATCH_BYTES, read_paths
+from reqpath.collect.join import read_paths
+from reqpath.commands.sources import REPORT_BATCH_BYTES
 from reqpath.errors import ReqPathError, SpoolError
 from reqpath.path import RequestPath
 from reqpath.spool import Bookmark, SpoolLosses, SpoolReader
@@ -64,7 +65,7 @@ def take_in_halves(
     Raises: ReqPathError when that process is ended from outside, and what `take` raises there.
     """
     first, second = (
-        SpoolReader(directory, batch_bytes=2 * BATCH_BYTES, files=files, half=half) for half in (0, 1)
+        SpoolReader(directory, batch_bytes=REPORT_BATCH_BYTES, files=files, half=half) for half in (0, 1)
     )
     # Not by a new interpreter: what is loaded so far, and what `take` holds, are there in a fork.
     context = multiprocessing.get_context("fork")
