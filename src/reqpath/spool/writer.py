@@ -105,8 +105,7 @@ class SpoolWriter:
         try:
             _pack_length(frame, 0, size - LENGTH_BYTES)
             if os.write(process.fd, frame) != size:
-                process.torn = True
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise process.cut_off()
         except Exception as error:
             self._lose(process, error)
             return False
@@ -132,8 +131,7 @@ class SpoolWriter:
                     return self._append_alone(process, frame, now_ns)
             size += LENGTH_BYTES
             if os.write(process.fd, frame) != size:
-                process.torn = True
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise process.cut_off()
         except Exception as error:
             self._lose(process, error)
             return False
@@ -163,8 +161,7 @@ class SpoolWriter:
             whole = bisect.bisect_right(ends, written)
             if written == ends[-1]:
                 return whole
-            process.torn = True
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise process.cut_off()
         except Exception as error:
             self._lose(process, error)
         # What follows the one that is lost may find room in another file.
@@ -240,7 +237,7 @@ class SpoolWriter:
         _, fd = self._open_file(process)
         try:
             if os.write(fd, frame) != len(frame):
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise _no_space()
         finally:
             os.close(fd)
         return True
@@ -254,7 +251,7 @@ class SpoolWriter:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if os.write(fd, head) != len(head):
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise _no_space()
         except OSError:
             os.close(fd)
             with contextlib.suppress(OSError):
@@ -288,6 +285,11 @@ class SpoolWriter:
             # One that is not there was removed, and noted, by another process.
             with contextlib.suppress(OSError):
                 evict_file(self._directory, file)
+
+
+def _no_space() -> OSError:
+    """Return what a `write` that was cut off means; the kernel says it at the next one."""
+    return OSError(errno.ENOSPC, "No space left on device")
 
 
 #: How long a writer may go on with a file that another process has evicted.
@@ -330,6 +332,11 @@ class _Process:
         self.look_at_ns = 0
         self.broken_until_ns = 0
         self.abandon_file()
+
+    def cut_off(self) -> OSError:
+        """Have nothing follow the frame that was not written whole; return why it was not."""
+        self.torn = True
+        return _no_space()
 
     def abandon_file(self) -> None:
         """Have no file: the next append starts one."""
