@@ -10,7 +10,7 @@ OpenTelemetry's instrumentation of Flask and PyMySQL, which exports everything f
 is the difference to nothing within a round, as there. It excludes nginx, the database, the client and the
 sink::
 
-    python benchmarks/collector.py [--paths 100000] [--starts 8] [--rounds 4] [--seconds 1] [--json]
+    python benchmarks/collector.py [--paths 100000] [--starts 8] [--rounds 30] [--requests 200] [--json]
 """
 
 from __future__ import annotations
@@ -192,11 +192,11 @@ def show(alone: dict[str, float], together: dict[str, dict[str, Any]], console: 
 @click.option("--paths", default=100_000, show_default=True, help="Paths for the collector alone.")
 @effort_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(paths: int, starts: int, rounds: int, seconds: float, as_json: bool) -> None:
+def main(paths: int, starts: int, rounds: int, requests: int, as_json: bool) -> None:
     """Measure what the collector costs."""
     console = Console(stderr=as_json)
-    wrk = find_program("wrk", "apt install wrk")
-    effort = Effort(starts, rounds, seconds)
+    h2load = find_program("h2load", "apt install nghttp2-client")
+    effort = Effort(starts, rounds, requests)
     with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-collector-", dir="/tmp"))
         alone = measure_alone(paths, directory, console)
@@ -218,7 +218,7 @@ def main(paths: int, starts: int, rounds: int, seconds: float, as_json: bool) ->
                     for name in VARIANTS
                 }
 
-        together = summarise(measure(start, (ROUTE,), wrk, effort, console))
+        together = summarise(measure(start, (ROUTE,), h2load, effort, console))
     if as_json:
         json.dump({"alone": alone, "effort": effort._asdict(), "together": together}, sys.stdout)
         print()

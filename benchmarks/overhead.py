@@ -3,17 +3,18 @@
 Three uWSGI workers serve the same Flask app behind nginx with the same database: with nothing, with reqpath
 (its lines in nginx and uWSGI included), and with opentelemetry-instrumentation-flask and -pymysql, every
 request recorded and exported in batches by OTLP over HTTP to a sink on this machine. Blocks of requests go
-to them in random order, from wrk over four connections, so that the worker is always busy. A block's figure
-is the CPU time per request of all threads of the worker, from `/proc/PID/task/*/schedstat`, from the block's
-start to that of its next one, so that what an exporter does later counts too. What is added is the
-difference within a round of blocks, so that a machine that changes its speed changes both.
+to them in random order, from h2load over four connections, so that the worker is always busy. A block's
+figure is the CPU time per request of all threads of the worker, from `/proc/PID/task/*/schedstat`, from the
+block's start to that of its next one, so that what an exporter does later counts too. What is added is the
+difference within a round of blocks. A virtual machine changes its speed within a second, twofold at times, so
+blocks are short, a tenth of one, and many: a change then meets all variants alike.
 
 Two equal deployments differ by some 5 µs a request, however long they are measured: where a process's memory
 lies is chosen when it starts. So all servers but the database are started anew several times; a figure is the
 mean over the starts, and an interval tells how far it would be from that of other starts. The collector's CPU
 is shown apart::
 
-    python benchmarks/overhead.py [--starts 8] [--rounds 4] [--seconds 1] [--json]
+    python benchmarks/overhead.py [--starts 8] [--rounds 30] [--requests 200] [--json]
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import pymysql
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from scipy import stats
 
 from reqpath.servers.database import Database, start_database
 from reqpath.servers.deployment import Deployment, find_program, start_deployment
@@ -48,8 +50,10 @@ from reqpath.servers.topology import App, Topology
 VARIANTS = ("nothing", "reqpath", "opentelemetry")
 ROUTES = ("plain", "queries")
 ROWS = 1000
-#: What the worker still does when the last response is out, before another one's block begins.
-SETTLE_S = 0.3
+#: A block's servers are done then: the collector looks at nginx's lines each tenth of a second.
+SETTLE_S = 0.12
+#: Of a start's rounds, those with the least and the largest difference count for nothing: this share of each.
+TRIMMED = 0.1
 #: An exporter that has no full batch waits so long, and a little.
 EXPORT_S = 6
 #: What the design asks for on the route with two queries.
@@ -61,11 +65,11 @@ Start = Callable[[], contextlib.AbstractContextManager[dict[str, Deployment]]]
 
 
 class Effort(NamedTuple):
-    """How much is measured: starts of the servers, rounds of blocks in each, and a block's length."""
+    """How much is measured: starts of the servers, rounds of blocks in each, and a block's requests."""
 
     starts: int
     rounds: int
-    seconds: float
+    requests: int
 
 
 class Estimate(NamedTuple):
@@ -140,17 +144,15 @@ def find_children(deployment: Deployment) -> dict[str, int]:
     return found
 
 
-def drive(wrk: str, url: str, seconds: float) -> int:
-    """Keep the worker busy from a few connections for about `seconds`; return how many requests it served.
+def drive(h2load: str, url: str, requests: int) -> None:
+    """Keep the worker busy from a few connections with so many requests.
 
-    Raises: click.ClickException when a request failed.
+    Raises: click.ClickException when one failed.
     """
-    command = [wrk, "--threads", "1", "--connections", "4", "--duration", f"{max(1, round(seconds))}s", url]
+    command = [h2load, "--h1", "--threads=1", "--clients=4", f"--requests={requests}", url]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    served = re.search(r"(\d+) requests in", output)
-    if served is None or "Non-2xx" in output or "Socket errors" in output:
+    if f"status codes: {requests} 2xx" not in output:
         raise click.ClickException(f"{url} failed:\n{output}")
-    return int(served.group(1))
 
 
 def deploy(
@@ -171,7 +173,7 @@ def deploy(
 
 
 def measure(
-    start: Start, routes: Sequence[str], wrk: str, effort: Effort, console: Console
+    start: Start, routes: Sequence[str], h2load: str, effort: Effort, console: Console
 ) -> dict[tuple[str, str, str], FloatArray]:
     """Return CPU µs per request by route, variant and process: an array of starts by rounds."""
     figures: dict[tuple[str, str, str], list[float]] = {}
@@ -185,7 +187,7 @@ def measure(
                     for route in routes:
                         for name in order.sample(list(deployments), len(deployments)):
                             # The first round warms up: imports, connections, caches.
-                            blocks.run(wrk, name, route, effort.seconds, counts=round_number > 0)
+                            blocks.run(h2load, name, route, effort.requests, counts=round_number > 0)
                         progress.advance(task)
                 # What was left to be exported counts too.
                 time.sleep(EXPORT_S)
@@ -205,11 +207,11 @@ class _Blocks:
         #: By variant its latest block: route, requests, and the CPU of each process before it.
         self._latest: dict[str, tuple[str, int, dict[str, int]]] = {}
 
-    def run(self, wrk: str, name: str, route: str, seconds: float, *, counts: bool) -> None:
+    def run(self, h2load: str, name: str, route: str, requests: int, *, counts: bool) -> None:
         """Have a variant serve a block of requests."""
         self._close(name)
         before = self._read(name)
-        requests = drive(wrk, f"{self._deployments[name].url}/{route}/7", seconds)
+        drive(h2load, f"{self._deployments[name].url}/{route}/7", requests)
         time.sleep(SETTLE_S)
         if counts:
             self._latest[name] = route, requests, before
@@ -233,12 +235,15 @@ class _Blocks:
 
 
 def estimate(added: FloatArray, other: FloatArray | None = None) -> Estimate:
-    """Return the mean over the starts, of each the median round, and its bounds; with `other`, the ratio."""
-    by_start = np.median(added, axis=1)
+    """Return the mean over the starts, of each that of its rounds, and its bounds; with `other`, the ratio.
+
+    A round's mean, and not the median: an exporter works in bursts.
+    """
+    by_start = stats.trim_mean(added, TRIMMED, axis=1)
     samples = np.random.default_rng(7).integers(0, len(by_start), (10_000, len(by_start)))
     value, values = by_start.mean(), by_start[samples].mean(axis=1)
     if other is not None:
-        others = np.median(other, axis=1)
+        others = stats.trim_mean(other, TRIMMED, axis=1)
         value, values = value / others.mean(), values / others[samples].mean(axis=1)
     low, high = np.percentile(values, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high))
@@ -295,8 +300,8 @@ def judge(ratio: dict[str, float], target: float) -> str:
 def effort_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of how much is measured."""
     for option in (
-        click.option("--seconds", default=1.0, show_default=True, help="Length of a block."),
-        click.option("--rounds", default=4, show_default=True, help="Rounds of blocks in each start."),
+        click.option("--requests", default=200, show_default=True, help="Requests of a block."),
+        click.option("--rounds", default=30, show_default=True, help="Rounds of blocks in each start."),
         click.option("--starts", default=8, show_default=True, help="How often the servers are started."),
     ):
         command = option(command)
@@ -306,11 +311,11 @@ def effort_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @effort_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def main(starts: int, rounds: int, seconds: float, as_json: bool) -> None:
+def main(starts: int, rounds: int, requests: int, as_json: bool) -> None:
     """Measure the CPU that reqpath adds to a request, beside OpenTelemetry's."""
     console = Console(stderr=as_json)
-    wrk = find_program("wrk", "apt install wrk")
-    effort = Effort(starts, rounds, seconds)
+    h2load = find_program("h2load", "apt install nghttp2-client")
+    effort = Effort(starts, rounds, requests)
     with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-overhead-", dir="/tmp"))
         os.environ["OVERHEAD_OTLP_ENDPOINT"] = stack.enter_context(start_sink())
@@ -322,7 +327,7 @@ def main(starts: int, rounds: int, seconds: float, as_json: bool) -> None:
             with contextlib.ExitStack() as servers:
                 yield {variant: servers.enter_context(deploy(variant, database)) for variant in VARIANTS}
 
-        summary = summarise(measure(start, ROUTES, wrk, effort, console))
+        summary = summarise(measure(start, ROUTES, h2load, effort, console))
     if as_json:
         json.dump({"effort": effort._asdict(), "routes": summary}, sys.stdout, indent=2)
         print()

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from reqpath.errors import SpoolError
 from reqpath.forks import NO_PROCESS, Mark
-from reqpath.raw import RawRecord
+from reqpath.raw import RAW_TAG, RawRecord
 from reqpath.record import FORMAT_VERSION, NginxRecord, Record, WorkerRecord, WriterInfo, encode
 from reqpath.spool import (
     EVICTED,
@@ -34,11 +35,14 @@ from reqpath.spool import (
 )
 from reqpath.spool.files import evict_file, list_files
 from reqpath.spool.writer import _Process
-from tests.factories import make_nginx_record, make_worker_record, make_writer_info
+from reqpath.stamps import ALWAYS_COPIED
+from tests.factories import NOW_NS, make_nginx_record, make_worker_record, make_writer_info
 from tests.strategies import lines as nginx_lines
 from tests.strategies import raw_records
 
 MEGABYTE = 1 << 20
+#: The index of a route in a record's values, after the tag.
+ROUTE_AT = 1 + RawRecord.__struct_fields__.index("route")
 ReadRecords = Callable[[str], list[Record]]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -54,10 +58,13 @@ def make_writer(spool: str, messages: list[str] | None = None, **options: object
 
 
 def write(writer: SpoolWriter, count: int = 1, padding: int = 0) -> list[bool]:
-    return [
-        writer.append_record(make_worker_record(span_name="x" * padding), time.monotonic_ns())
-        for _ in range(count)
-    ]
+    return [writer.append_record(values(route="x" * padding), time.monotonic_ns()) for _ in range(count)]
+
+
+def values(**overrides: Any) -> list[Any]:
+    """Return a worker's record as it is appended."""
+    raw = RawRecord(NOW_NS, [None] * ALWAYS_COPIED, [0, 5, 0, 7], 1, 0, None, **overrides)
+    return [RAW_TAG, *msgspec.structs.astuple(raw)]
 
 
 def spool_files(spool: str) -> list[str]:
@@ -85,16 +92,15 @@ def test_what_is_appended_is_read(spool: str, writer: SpoolWriter) -> None:
 def test_a_record_that_is_long_or_can_not_be_encoded_is_appended_as_what_can_be_kept(
     spool: str, odd: str
 ) -> None:
-    def keep_what_can_be(record: WorkerRecord) -> bytes:
-        record.span_name = "odd"
-        return encode(record)
+    def keep_what_can_be(record: list[Any]) -> bytes:
+        return encode([*record[:ROUTE_AT], "odd"])
 
     writer = make_writer(spool, encode_odd=keep_what_can_be)
     for name in ("a longer name before", odd, "after"):
-        assert writer.append_record(make_worker_record(span_name=name), time.monotonic_ns())
+        assert writer.append_record(values(route=name), time.monotonic_ns())
     writer.close()
     ((_, records),) = SpoolReader(spool).read()
-    names = [record.span_name for record in records if isinstance(record, WorkerRecord)]
+    names = [record.route for record in records if isinstance(record, WorkerRecord)]
     assert names == ["a longer name before", "odd", "after"]
     assert [record.sequence for record in records] == [0, 1, 2]
 
@@ -115,22 +121,26 @@ def test_a_torn_tail_is_skipped_and_counted(spool: str, writer: SpoolWriter) -> 
     os.truncate(path, os.path.getsize(path) - 5)
     reader = SpoolReader(spool)
     assert [record.sequence for _, records in reader.read() for record in records] == [0, 1]
-    assert len(encode(make_worker_record(span_name=""))) + 4 - 5 == reader.losses.torn_bytes
+    assert len(encode(values(route=""))) + 4 - 5 == reader.losses.torn_bytes
 
 
 def test_a_torn_frame_in_the_middle_ends_the_file_and_its_records_are_counted_as_lost(
     spool: str, writer: SpoolWriter
 ) -> None:
-    write(writer, 3)
+    def write(count: int = 1) -> None:
+        for _ in range(count):
+            writer.append(encode(make_worker_record(sequence=writer.next_sequence())))
+
+    write(3)
     (path,) = spool_files(spool)
     whole = Path(path).read_bytes()
-    frame = 4 + len(encode(make_worker_record(sequence=2, span_name="")))
+    frame = 4 + len(encode(make_worker_record(sequence=2)))
     with open(path, "wb") as file:  # the second record lost its last 10 bytes
         file.write(whole[: -frame - 10] + whole[-frame:])
-    write(writer)
+    write()
     Path(path).rename(os.path.join(spool, "a" + SUFFIX))
     writer.close()
-    write(writer)
+    write()
     reader = SpoolReader(spool)
     sequences = [record.sequence for _, records in reader.read() for record in records]
     assert sorted(sequences) == [0, 4]
@@ -621,7 +631,7 @@ def test_reading_goes_on_where_it_stopped(spool: str, writer: SpoolWriter) -> No
 
 def test_another_reader_goes_on_from_a_bookmark(spool: str, writer: SpoolWriter) -> None:
     other = make_writer(spool)
-    write(writer, 30)
+    write(writer, 30, padding=200)
     write(other, 30)
     reader = SpoolReader(spool, batch_bytes=1000)
     reading = reader.read()

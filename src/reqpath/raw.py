@@ -140,7 +140,13 @@ class Marks(msgspec.Struct, array_like=True, gc=False):
     view_end_ns: int | None
 
 
-class RawRecord(msgspec.Struct, array_like=True, tag=4, gc=False):
+#: What a `RawRecord` begins with where it is written, as a list of its values.
+RAW_TAG: Final = 4
+#: The index of its number in that list.
+SEQUENCE: Final = 7
+
+
+class RawRecord(msgspec.Struct, array_like=True, tag=RAW_TAG, gc=False):
     """One request as its worker noted it; a worker's instants are of its monotonic clock."""
 
     #: The wall clock at the first mark.

@@ -18,6 +18,7 @@ import msgspec
 
 from reqpath.raw import (
     CLOSED,
+    RAW_TAG,
     SEGMENT_OF,
     STATEMENT_ITEMS,
     AppNotes,
@@ -54,7 +55,7 @@ COARSE_NS: Final = 1_000_000
 _decode_marks: Final = msgspec.msgpack.Decoder(list[int]).decode
 
 
-class UsualRecord(msgspec.Struct, array_like=True, tag=4, gc=False):
+class UsualRecord(msgspec.Struct, array_like=True, tag=RAW_TAG, gc=False):
     """`raw.RawRecord` as a reader decodes it: the same fields, with the marks left as they are in the file.
 
     What has a name of `WorkerRecord`'s is the same as there, where `is_usual`.

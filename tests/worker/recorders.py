@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from dataclasses import dataclass
 
 import msgspec
 
-from reqpath.raw import RawRecord, complete_record
+from reqpath.raw import CLOSED, RawRecord, complete_record
 from reqpath.record import WorkerRecord, encode
 from reqpath.stamps import ENVIRON_KEYS
 from reqpath.worker import recorder as segments
@@ -22,21 +22,32 @@ def make_recorder(
     *, segment: int = segments.MIDDLEWARE, max_operations: int = 500, unmeasured: int = 0
 ) -> RequestSpan:
     """Return the recorder of a request that begins now, by the worker's clock."""
-    marks = [segment, 0]
-    statements: list[Any] = []
-    recorder = RequestSpan(
-        RawRecord(NOW_NS, [None] * len(ENVIRON_KEYS), marks, 7, unmeasured, None, 0, statements),
-        marks,
-        statements,
-        max_operations,
-        threading.get_ident(),
-        lambda _recorder, _end: None,
-    )
+    recorder = RequestSpan()
+    recorder.keeper = _Keeper(max_operations)
+    recorder.owner = threading.get_ident()
+    recorder.app_start_ns = NOW_NS
+    recorder.environ = [None] * len(ENVIRON_KEYS)
+    recorder.marks = [segment, 0]
+    recorder.span_bits = 7
+    recorder.unmeasured = unmeasured
+    recorder.transport = None
+    recorder.statements = []
+    recorder.finished = False
     recorder.switch(segment)
-    del marks[:2]
+    del recorder.marks[:2]
     return recorder
+
+
+@dataclass
+class _Keeper:
+    """Keeps nothing."""
+
+    max_operations: int
+
+    def finish(self, recorder: RequestRecorder, end: int = CLOSED, /) -> None:
+        """Do nothing."""
 
 
 def read(recorder: RequestRecorder) -> WorkerRecord:
     """Return the record as a reader has it, were it written now."""
-    return complete_record(_decode(encode(recorder.record)), "0" * 16)
+    return complete_record(_decode(encode(recorder.list_values())), "0" * 16)

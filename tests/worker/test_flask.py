@@ -520,7 +520,7 @@ def test_a_body_that_a_middleware_makes_late_is_watched_step_by_step(
     if where == "within":
         app.wsgi_app = late(app.wsgi_app)  # type: ignore[method-assign]
     middleware = install(app)
-    outermost: Any = app.wsgi_app
+    outermost: Any = middleware
     if where == "between":
         outermost = RequestMiddleware(late(outermost), middleware.settings)
     assert Client(outermost).get("/", buffered=True).data == b"hello"

@@ -178,7 +178,7 @@ def test_the_ids_are_the_records(span: RequestSpan) -> None:
 
 def test_a_request_that_is_not_sampled_says_so(fake_clock: FakeClock) -> None:
     span = make_recorder()
-    span.record.environ[0] = f"00-{'1' * 32}-{'2' * 16}-00"
+    span.environ = [f"00-{'1' * 32}-{'2' * 16}-00", *span.environ[1:]]
     assert not span.get_span_context().trace_flags.sampled
 
 

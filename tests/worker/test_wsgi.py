@@ -212,7 +212,7 @@ def test_a_body_closed_before_its_first_step_is_closed_and_recorded(
 
     server = wrap(app)
     server.call().close()
-    assert [recorder.record.status for recorder in closed if recorder] == ["204 No Content"]
+    assert [recorder.status for recorder in closed if recorder] == ["204 No Content"]
     assert record_of().status == 204
 
 
@@ -669,7 +669,7 @@ def test_two_bodies_sent_in_turns_keep_apart(wrap: Wrap, spool: str, read_record
         for _ in range(3):
             recorder = current.get()
             assert recorder is not None
-            yield read_path(recorder.record.environ).encode()
+            yield read_path(recorder.environ).encode()
 
     server = wrap(app)
     first, second = server.call(PATH_INFO="/1"), server.call(PATH_INFO="/2")
@@ -687,7 +687,7 @@ def test_threads_in_parallel_make_separate_records(wrap: Wrap, spool: str, read_
         for _ in range(20):
             recorder = current.get()
             assert recorder is not None
-            assert read_path(recorder.record.environ) == environ["PATH_INFO"]
+            assert read_path(recorder.environ) == environ["PATH_INFO"]
             trace.get_current_span().set_attribute("path", environ["PATH_INFO"])
             yield b"x"
 
@@ -870,7 +870,7 @@ def test_a_clock_that_fails_at_any_point_changes_nothing(
         "reqpath.spool.writer.encode",
         "reqpath.worker.wsgi.get_context",
         "reqpath.worker.wsgi.RequestSpan",
-        "reqpath.worker.wsgi.RawRecord",
+        "reqpath.worker.wsgi.Rare",
         "reqpath.worker.wsgi.SpoolWriter.append_record",
         "reqpath.worker.wsgi.RequestMiddleware._watch_body",
         "reqpath.worker.wsgi._StreamedBody",
@@ -893,7 +893,7 @@ def test_whatever_breaks_inside_the_response_is_what_it_was(
         raise Failure("broken on purpose")
 
     middleware = RequestMiddleware(respond, spool=spool)
-    monkeypatch.setattr("reqpath.worker.wsgi.LENS_EVERY", 1)
+    monkeypatch.setattr("reqpath.worker.wsgi.LENS_MASK", 0)
     monkeypatch.setattr(broken, fail)
     outside = otel_context.get_current()
     with caplog.at_level(logging.ERROR, "reqpath"):
@@ -1040,7 +1040,7 @@ def test_the_lens_is_read_for_a_share_of_fast_requests_and_after_each_slow_one(
     fake_clock: FakeClock,
 ) -> None:
     durations_ms = [1, 6, 1, 1, 1]
-    share = [1, *[1 << 65] * 3, 1]
+    masks = [0, *[(1 << 64) - 1] * 3, 0]
     expected = [True, False, True, False, True]
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -1049,8 +1049,8 @@ def test_the_lens_is_read_for_a_share_of_fast_requests_and_after_each_slow_one(
 
     monkeypatch.setattr("reqpath.worker.lens.RunQueueClock.read_ns", lambda clock: 5)
     server = wrap(app)
-    for every in share:
-        monkeypatch.setattr("reqpath.worker.wsgi.LENS_EVERY", every)
+    for mask in masks:
+        monkeypatch.setattr("reqpath.worker.wsgi.LENS_MASK", mask)
         server.get()
     records = [record for record in read_records(spool) if isinstance(record, WorkerRecord)]
     assert [record.cpu_ns is not None for record in records] == expected

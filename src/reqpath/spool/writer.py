@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from reqpath.errors import SpoolError
 from reqpath.forks import NO_PROCESS, Mark, mark_process
+from reqpath.raw import SEQUENCE
 from reqpath.record import WriterInfo, encode, encode_into
 from reqpath.spool.files import (
     FRAME_LENGTH,
@@ -48,7 +49,7 @@ class SpoolWriter:
         max_bytes: int,
         report: Callable[[str], None],
         retry_s: float = 1.0,
-        encode_odd: Callable[[Any], bytes] = encode,
+        encode_odd: Callable[[list[Any]], bytes] = encode,
     ) -> None:
         """`build_info` takes the writer's id; `report` gets one message each time that the spool breaks.
 
@@ -78,16 +79,16 @@ class SpoolWriter:
             process = self._become_this_process()
         return next(process.sequences)
 
-    def append_record(self, record: Any, now_ns: int) -> bool:
+    def append_record(self, record: list[Any], now_ns: int) -> bool:
         """Number a record, encode and append it; return whether it is in the spool.
 
-        `now_ns` is the monotonic clock. This is each request's, so what `append` does is written out for a
-        record and a file that are as nearly all are.
+        `record` has the values of a `raw.RawRecord`, `now_ns` is the monotonic clock. This is each request's,
+        so what `append` does is written out for a record and a file that are as nearly all are.
         """
         process = self._process
         if not process.mark[0]:
             process = self._become_this_process()
-        record.sequence = next(process.sequences)
+        record[SEQUENCE] = next(process.sequences)
         try:
             frame = process.frames.pop()
         except IndexError:

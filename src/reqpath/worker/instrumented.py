@@ -100,7 +100,7 @@ def hand_over(environ: WSGIEnvironment, recorder: RequestRecorder) -> None:
     from opentelemetry import propagate
 
     identity = recorder.identity
-    recorder.app_environ = environ
+    recorder.more.app_environ = environ
     caller = get_current_span(propagate.extract(environ, Context(), _HEADERS)).get_span_context()
     is_ours = not caller.is_valid or f"{caller.trace_id:032x}" == identity.trace_id
     if not is_ours:
@@ -147,7 +147,7 @@ def decide_sampling(recorder: RequestRecorder) -> bool:
         sampler = getattr(get_tracer_provider(), "sampler", None)
         if sampler is None:
             return False
-        identity, environ = recorder.identity, recorder.record.environ
+        identity, environ = recorder.identity, recorder.environ
         trace_id = int(identity.trace_id, 16)
         method = environ[3] or ""
         parent = Context()
@@ -171,15 +171,16 @@ def decide_sampling(recorder: RequestRecorder) -> bool:
 
 def note_app_span(recorder: RequestRecorder) -> None:
     """Note in the record which span the app's instrumentation made of the request, at the request's end."""
-    environ, span = recorder.app_environ, recorder.app_span
+    rare = recorder.more
+    environ, span = rare.app_environ, rare.app_span
     # It leads back to the recorder.
-    recorder.app_environ = recorder.app_span = None
+    rare.app_environ = rare.app_span = None
     try:
         if environ is not None:
             span = environ.get(_SPAN_KEY) or span
         if span is None:
             return
-        identity, app_start_ns = recorder.identity, recorder.record.app_start_ns
+        identity, app_start_ns = recorder.identity, recorder.app_start_ns
         context = span.get_span_context()
         start_ns = getattr(span, "start_time", None)
         if not context.is_valid:

@@ -6,7 +6,7 @@ the main the GIL. Source: Linux Documentation/scheduler/sched-stats.rst.
 
 Both are read by system calls, four a request, a good part of all that reqpath would cost. So they are read
 where that is next to nothing, for a request that follows one of more than `SLOW_NS` in its process, and of
-all others for one in `LENS_EVERY`, taken at random.
+all others for one in eight, taken at random.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 import threading
 from typing import Final
 
-#: One request in so many has a lens, among fast ones.
-LENS_EVERY: Final = 8
+#: One request in eight has a lens, among fast ones: those in whose random number these bits are 0.
+LENS_MASK: Final = 0b111
 #: After one that took longer, each has.
 SLOW_NS: Final = 5_000_000
 

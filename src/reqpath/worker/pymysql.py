@@ -379,7 +379,7 @@ def _build_operation(  # noqa: PLR0917 - as above
     error: BaseException | None,
 ) -> RawOperation:
     marks = recorder.marks
-    first_byte_ns = find_first_byte(marks[::2], marks[1::2], start_ns, recorder.record.unmeasured)
+    first_byte_ns = find_first_byte(marks[::2], marks[1::2], start_ns, recorder.unmeasured)
     if error is not None and first_byte_ns == ONE_PACKET and not _is_from_server(error):
         first_byte_ns = NOT_SEEN
     return RawOperation(

@@ -18,10 +18,10 @@ from __future__ import annotations
 import secrets
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
 from time import monotonic_ns
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from opentelemetry import context as otel_context
@@ -29,19 +29,21 @@ from opentelemetry.context import Context
 from opentelemetry.trace import TraceState
 
 from reqpath.raw import (
+    CLOSED,
     FLASK_START,
     NOT_CLOSED,
+    RAW_TAG,
     SEGMENT_OF,
     STATEMENT_ITEMS,
     AppNotes,
     Identity,
     Link,
+    Marks,
     RawOperation,
-    RawRecord,
     sum_marks,
     take_statement,
 )
-from reqpath.record import AttributeValue, SpanEvent
+from reqpath.record import AttributeValue, SpanEvent, Transport
 from reqpath.stamps import read_trace
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker.guard import note_fault
@@ -65,22 +67,32 @@ MAX_TEXT: Final = 4096
 MAX_MARKS: Final = 1024
 
 
-class RequestRecorder(msgspec.Struct, eq=False):
-    """One request, from `app_start` to `closed`; a struct because its construction then runs no bytecode."""
+class Keeper(Protocol):
+    """What records requests, as its recorders see it."""
 
-    record: RawRecord
-    #: `record.marks`. Hooks only add to it, and the last pair is where the recorder is.
-    marks: list[int]
-    #: `record.statements`.
-    statements: list[Any]
     max_operations: int
-    #: The request's thread or greenlet: `threading.get_ident()`.
-    owner: int
-    #: Ends the record of a request whose server forgot it.
-    finish: Callable[[RequestRecorder, int], None]
-    finished: bool = False
-    #: OpenTelemetry's context with the request's span; None where that failed, where the app's own
-    #: instrumentation has a span of the request, and after the end.
+
+    def finish(self, recorder: RequestRecorder, end: int = CLOSED, /) -> None:
+        """End the record, once, as `end` says."""
+
+
+class Rare(msgspec.Struct, eq=False):
+    """What most requests have nothing of; as in `raw.RawRecord`, or the recorder's own."""
+
+    operations: list[RawOperation] = []
+    dropped_operations: int = 0
+    identity: Identity | None = None
+    notes: AppNotes | None = None
+    folded: Marks | None = None
+    closing_ns: int | None = None
+    cpu_start_ns: int | None = None
+    cpu_end_ns: int | None = None
+    #: The lens at `app_start`; None where it can't be had.
+    run_queue_start_ns: int | None = None
+    run_queue_ns: int | None = None
+    end: int = CLOSED
+    #: OpenTelemetry's context with the request's span, for the steps of a body; None where that failed,
+    #: where the app's own instrumentation has a span of the request, and after the end.
     span_context: Context | None = None
     #: Where the app's own OpenTelemetry instrumentation keeps its span, or that span: until the end.
     app_environ: Any = None
@@ -90,16 +102,86 @@ class RequestRecorder(msgspec.Struct, eq=False):
     #: What to put back at the end of the step.
     token: Token[RequestRecorder | None] | None = None
     span_token: Any = None
-    #: The lens at `app_start`; None where it can't be had.
-    run_queue_start_ns: int | None = None
 
-    # A struct's own would go round in circles.
-    __repr__ = object.__repr__
+
+class RequestRecorder:
+    """One request, from `app_start` to `closed`.
+
+    Whoever makes one sets what has no default here. All that the usual request needs is set at its beginning,
+    default or not: so the interpreter finds it by position, where it would look up a class's attribute by
+    name; and calling no `__init__` halves the price. What has the name of a field of `raw.RawRecord` is that.
+    """
+
+    keeper: Keeper
+    #: The request's thread or greenlet: `threading.get_ident()`.
+    owner: int
+    app_start_ns: int
+    environ: Sequence[Any]
+    #: Hooks only add to it, and the last pair is where the recorder is.
+    marks: list[int]
+    span_bits: int
+    unmeasured: int
+    transport: Transport | None
+    statements: list[Any]
+    status: Any = None
+    route: str | None = None
+    response_start_ns: int | None = None
+    response_bytes: int | None = None
+    rare: Rare | None = None
+    #: The server's `start_response`; None once the body is closed.
+    start_response: Any = None
+    #: False from the beginning on; one that was never begun is nobody's.
+    finished: bool = True
 
     def __del__(self) -> None:
         # A server that never closes the body is at fault, but its request did happen.
         if not self.finished:
-            self.finish(self, NOT_CLOSED)
+            self.keeper.finish(self, NOT_CLOSED)
+
+    @property
+    def more(self) -> Rare:
+        """What this request has more of than most, to be set."""
+        rare = self.rare
+        if rare is None:
+            rare = self.rare = Rare()
+        return rare
+
+    def list_values(self) -> list[Any]:
+        """Return the record so far in the order of `raw.RawRecord`, which is what is written.
+
+        What most have none of may be left out at the end; `raw.SEQUENCE` is the index of the number.
+        """
+        values = [
+            RAW_TAG,
+            self.app_start_ns,
+            self.environ,
+            self.marks,
+            self.span_bits,
+            self.unmeasured,
+            self.transport,
+            0,
+            self.statements,
+            (),
+            self.status,
+            self.route,
+            self.response_start_ns,
+            None,
+            self.response_bytes,
+        ]
+        rare = self.rare
+        if rare is not None:
+            values[-6], values[-2] = rare.operations, rare.closing_ns
+            values += (
+                rare.cpu_start_ns,
+                rare.cpu_end_ns,
+                rare.run_queue_ns,
+                rare.end,
+                rare.dropped_operations,
+                rare.identity,
+                rare.notes,
+                rare.folded,
+            )
+        return values
 
     def switch(self, mark: int) -> int:
         """Enter a segment, or what else `raw` has for a mark, and return the mark that was current.
@@ -132,63 +214,68 @@ class RequestRecorder(msgspec.Struct, eq=False):
     @property
     def base_ns(self) -> int:
         """The monotonic instant of `app_start`."""
-        folded = self.record.folded
-        return self.marks[1] if folded is None else folded.start_ns
+        rare = self.rare
+        return self.marks[1] if rare is None or rare.folded is None else rare.folded.start_ns
 
     def is_in_flask(self) -> bool:
         """Tell whether Flask was called for this request."""
-        folded = self.record.folded
-        return FLASK_START in self.marks[::2] or (folded is not None and folded.flask_start_ns is not None)
+        if FLASK_START in self.marks[::2]:
+            return True
+        rare = self.rare
+        return rare is not None and rare.folded is not None and rare.folded.flask_start_ns is not None
 
     def fold(self) -> None:
         """Sum up what is marked so far, and go on from the last mark."""
-        record, marks, statements = self.record, self.marks, self.statements
+        rare, marks, statements = self.more, self.marks, self.statements
         for at in range(0, len(statements), STATEMENT_ITEMS):
-            if len(record.operations) < self.max_operations:
-                record.operations.append(take_statement(statements, at, marks, record.unmeasured))
+            if len(rare.operations) < self.keeper.max_operations:
+                rare.operations.append(take_statement(statements, at, marks, self.unmeasured))
             else:
-                record.dropped_operations += 1
+                rare.dropped_operations += 1
         statements.clear()
-        record.folded = sum_marks(marks, record.folded)
+        rare.folded = sum_marks(marks, rare.folded)
         del marks[:-2]
 
     def take_latest(self, link: Link) -> RawOperation | None:
         """Return the latest operation of this connection, taken out of `statements` if it is there."""
-        statements, record = self.statements, self.record
+        statements = self.statements
         for at in range(len(statements) - STATEMENT_ITEMS, -1, -STATEMENT_ITEMS):
             if statements[at + STATEMENT_ITEMS - 1] is link:
-                operation = take_statement(statements, at, self.marks, record.unmeasured)
+                operation = take_statement(statements, at, self.marks, self.unmeasured)
                 del statements[at : at + STATEMENT_ITEMS]
-                record.operations.append(operation)
+                self.more.operations.append(operation)
                 return operation
-        return next((kept for kept in reversed(record.operations) if kept.link is link), None)
+        kept = self.rare.operations if self.rare is not None else ()
+        return next((operation for operation in reversed(kept) if operation.link is link), None)
 
     def enter(self, segment: int) -> None:
         """Enter a step in which the app's code runs: the call, a step of the body, `close`.
 
         In it this recorder and the request's span are current; between steps nothing is: the server sends.
         """
+        rare = self.more
         self.switch(segment)
-        self.token = set_current(self)
-        self.span_token = None
-        if self.span_context is not None:
+        rare.token = set_current(self)
+        rare.span_token = None
+        if rare.span_context is not None:
             try:
-                self.span_token = attach_context(self.span_context)
+                rare.span_token = attach_context(rare.span_context)
             except Exception:
-                self.span_context = None
+                rare.span_context = None
                 note_fault("OpenTelemetry's context")
 
     def leave(self) -> None:
         """Leave the step: what was current before is so again, and the time goes to sending."""
+        rare = self.more
         # Each raises where the app has gone on in a context of its own making, which ends with it.
         try:
-            if self.token is not None:
-                reset_current(self.token)
+            if rare.token is not None:
+                reset_current(rare.token)
         except Exception:
             note_fault("leaving the request")
         try:
-            if self.span_token is not None:
-                detach_context(self.span_token)
+            if rare.span_token is not None:
+                detach_context(rare.span_token)
         except Exception:
             note_fault("leaving OpenTelemetry's context")
         self.switch(SEND)
@@ -200,41 +287,42 @@ class RequestRecorder(msgspec.Struct, eq=False):
     def count_bytes(self, chunk: bytes) -> None:
         """Count what the app hands out of the response's body."""
         try:
-            self.record.response_bytes = (self.record.response_bytes or 0) + len(chunk)
+            self.response_bytes = (self.response_bytes or 0) + len(chunk)
         except Exception:
             note_fault("a chunk without a length")
 
     @property
     def identity(self) -> Identity:
         """The request's ids, worked out when they are first asked for: most requests' never are."""
-        record = self.record
-        if record.identity is None:
-            trace_id, parent_id, sampled = read_trace(record.environ)
-            span_id = f"{record.span_bits:016x}"
-            record.identity = Identity(trace_id or secrets.token_hex(16), span_id, parent_id, sampled)
-        return record.identity
+        rare = self.more
+        if rare.identity is None:
+            trace_id, parent_id, sampled = read_trace(self.environ)
+            span_id = f"{self.span_bits:016x}"
+            rare.identity = Identity(trace_id or secrets.token_hex(16), span_id, parent_id, sampled)
+        return rare.identity
 
     @property
     def notes(self) -> AppNotes:
         """What is noted of the app's own doing."""
-        notes = self.record.notes
-        if notes is None:
-            notes = self.record.notes = AppNotes()
-        return notes
+        rare = self.more
+        if rare.notes is None:
+            rare.notes = AppNotes()
+        return rare.notes
 
     def add_operation(self, operation: RawOperation) -> None:
         """Keep a database operation, up to the bound."""
-        record = self.record
-        if len(record.operations) < self.max_operations:
-            record.operations.append(operation)
+        rare = self.more
+        if len(rare.operations) < self.keeper.max_operations:
+            rare.operations.append(operation)
         else:
-            record.dropped_operations += 1
+            rare.dropped_operations += 1
         if len(self.marks) > MAX_MARKS:
             self.fold()
 
     def bound_operations(self) -> None:
         """Drop the operations beyond the bound."""
-        if len(self.record.operations) + len(self.statements) // STATEMENT_ITEMS > self.max_operations:
+        known = len(self.more.operations) + len(self.statements) // STATEMENT_ITEMS
+        if known > self.keeper.max_operations:
             self.fold()
 
     def keep_attribute(self, key: str, value: AttributeValue) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class RequestSpan(RequestRecorder, eq=False, dict=True, weakref=True):
+class RequestSpan(RequestRecorder):
     """The recorder as OpenTelemetry's span of the request. Raises nothing, whatever it is given.
 
     One object is both, because making two took longer than all that most requests do with the second.
@@ -54,7 +54,7 @@ class RequestSpan(RequestRecorder, eq=False, dict=True, weakref=True):
                 int(identity.span_id, 16),
                 is_remote=False,
                 trace_flags=TraceFlags(TraceFlags.SAMPLED if identity.sampled else TraceFlags.DEFAULT),
-                trace_state=self.trace_state,
+                trace_state=self.more.trace_state,
             )
         return context
 
@@ -89,7 +89,7 @@ class RequestSpan(RequestRecorder, eq=False, dict=True, weakref=True):
             if timestamp is None:
                 time_ns = monotonic_ns() - self.base_ns
             else:
-                time_ns = int(timestamp) - self.record.app_start_ns
+                time_ns = int(timestamp) - self.app_start_ns
                 time_ns = max(-_MAX_INT - 1, min(time_ns, _MAX_INT))
             clean = {
                 _clean_text(key): value
@@ -163,8 +163,11 @@ Span.register(RequestSpan)
 def build_span_context(recorder: RequestSpan) -> Context | None:
     """Return the current context with the request's span; None where an instrumentation around it has one."""
     outer = get_context()
-    recorder.app_span = find_span_around(outer)
-    return None if recorder.app_span is not None else _put_span(recorder, outer)
+    span = find_span_around(outer)
+    if span is None:
+        return _put_span(recorder, outer)
+    recorder.more.app_span = span
+    return None
 
 
 def _put_span(recorder: RequestSpan, context: Context) -> Context:
@@ -189,13 +192,14 @@ def find_span_around(outer: Context) -> Any:
 
 def build_told_context(recorder: RequestSpan, environ: WSGIEnvironment, *, trusted: bool) -> Context | None:
     """Return what `build_span_context` does, with what the request's headers say to OpenTelemetry."""
-    recorder.app_span = find_span_around(get_context())
-    if recorder.app_span is not None:
+    span = find_span_around(get_context())
+    if span is not None:
+        recorder.more.app_span = span
         return None
     context = instrumented.read_headers(environ, recorder, get_context(), trusted)
     caller = get_current_span(context).get_span_context()
     if f"{caller.trace_id:032x}" == recorder.identity.trace_id:
-        recorder.trace_state = caller.trace_state
+        recorder.more.trace_state = caller.trace_state
     return _put_span(recorder, context)
 
 

@@ -7,14 +7,15 @@ current one. The response, its iteration, `write` and all exceptions pass throug
 from __future__ import annotations
 
 import os
-import random
 import socket
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from operator import itemgetter
 from time import monotonic_ns, thread_time_ns, time_ns
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -39,9 +40,10 @@ from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import instrumented, jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
-from reqpath.worker.lens import LENS_EVERY, SLOW_NS, RunQueueClock
+from reqpath.worker.lens import LENS_MASK, SLOW_NS, RunQueueClock
 from reqpath.worker.recorder import (
     SEND,
+    Rare,
     RequestRecorder,
     attach_context,
     current,
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
 #: Where the request's recorder is in the WSGI environ.
 ENVIRON_KEY: Final = "reqpath.recorder"
 _MAX_PATH: Final = 1024
+#: How many random numbers are drawn at once.
+_DRAWN: Final = 256
 #: Readings of two clocks that take longer than this are of two instants. They take 0.2 µs.
 _APART_NS: Final = 10_000
 #: How many pairs of readings are tried for one that is closer.
@@ -114,13 +118,13 @@ class RequestMiddleware:
             for name in WORKER_SEGMENTS
             if name.startswith(("mysql.", "wsgi.") if flask else ("mysql.", "flask."))
         )
-        self._finish = self.finish
         self._facts = ServerFacts()
         self._transport: Transport | None = None
         self._asks_transport = False
         #: That of which the facts are.
         self._process: Mark = NO_PROCESS
-        self._random_bits: Callable[[int], int] = random.getrandbits
+        #: Random numbers of 64 bits, drawn before they are needed.
+        self._drawn: list[int] = []
         #: None where a thread's times are not one request's.
         self._run_queue: RunQueueClock | None = None
         #: The latest request took so long that the lens costs next to nothing; at first, say so.
@@ -146,8 +150,8 @@ class RequestMiddleware:
         self._trusted_proxy = self.settings.trusted_proxy
         #: What is copied: the last ones only where asked for.
         self._keys: tuple[str, ...] = ENVIRON_KEYS[:ALWAYS_COPIED]
-        self._copy: Callable[[WSGIEnvironment], list[Any]] = _copy_usual
-        if self._trusted_proxy or self.settings.query_string:
+        self._copies_usual = not (self._trusted_proxy or self.settings.query_string)
+        if not self._copies_usual:
             # What is not to be copied is asked for by a name that no server gives it.
             self._keys = tuple(
                 ""
@@ -156,8 +160,8 @@ class RequestMiddleware:
                 else key
                 for key in ENVIRON_KEYS
             )
-            self._copy = self._copy_any
-        self._max_operations = self.settings.max_operations
+        self._choose_copy()
+        self.max_operations = self.settings.max_operations
         self._writer = SpoolWriter(
             self.settings.spool_directory,
             self._build_info,
@@ -199,12 +203,15 @@ class RequestMiddleware:
         app, marks = self.app, recorder.marks
         token = set_current(recorder)
         context = span_token = None
+        recorder.start_response = start_response
         try:
-            if environ.keys().isdisjoint(self._told_by) and not get_context():
-                # Nothing to inherit, as in almost every request: spare the two copies of an empty dictionary.
-                context = Context({SPAN_KEY: recorder})
+            for key in self._told_by:
+                if key in environ:
+                    context = self._meet_opentelemetry(recorder, environ)
+                    break
             else:
-                context = self._meet_opentelemetry(recorder, environ)
+                # Nothing to inherit, in almost every request: spare the two copies of an empty dictionary.
+                context = build_span_context(recorder) if get_context() else Context({SPAN_KEY: recorder})
             if context is not None:
                 span_token = attach_context(context)
             called_ns = monotonic_ns()
@@ -213,10 +220,11 @@ class RequestMiddleware:
         except Exception:
             note_fault("OpenTelemetry's context")
         try:
-            result = app(environ, partial(self._note_start, recorder, start_response))
+            # A method of the recorder's, which is called without a step through C.
+            result = app(environ, MethodType(self._note_start, recorder))
         except BaseException as error:
             recorder.fail(error)
-            recorder.token, recorder.span_token = token, span_token
+            recorder.more.token, recorder.more.span_token = token, span_token
             recorder.leave()
             self.finish(recorder)
             raise
@@ -229,12 +237,12 @@ class RequestMiddleware:
             marks.append(returned_ns)
         except Exception:
             # The app has gone on in a context of its own making, which ends with it.
-            recorder.token, recorder.span_token = token, span_token
+            recorder.more.token, recorder.more.span_token = token, span_token
             recorder.leave()
         try:
             if type(result) is self._closing_iterator and self._watch_response(recorder, result):
                 return result
-            recorder.span_context = context
+            recorder.more.span_context = context
             return self._watch_body(recorder, environ, result)
         except Exception:
             note_fault("the response")
@@ -266,29 +274,35 @@ class RequestMiddleware:
             return
         recorder.finished = True
         try:
-            marks, record = recorder.marks, recorder.record
+            marks = recorder.marks
             end_ns = monotonic_ns()
             marks.append(SEND)
             marks.append(end_ns)
-            if end:
-                record.end = end
             self._is_slow = end_ns - marks[1] > SLOW_NS
-            if record.cpu_start_ns is not None and threading.get_ident() == recorder.owner:
-                record.cpu_end_ns = thread_time_ns()
-                if recorder.run_queue_start_ns is not None and self._run_queue is not None:
-                    run_queue_ns = self._run_queue.read_ns()
-                    if run_queue_ns is not None:
-                        record.run_queue_ns = run_queue_ns - recorder.run_queue_start_ns
-            if record.operations:
-                recorder.bound_operations()
-            if recorder.app_span is not None or recorder.app_environ is not None:
-                instrumented.note_app_span(recorder)
-            if recorder.span_context is not None:
-                # It leads back to the recorder.
-                recorder.span_context = None
-            self._writer.append_record(record, end_ns)
+            if end:
+                recorder.more.end = end
+            else:
+                # It may lead back to the environ, and so to the recorder.
+                recorder.start_response = None
+            if recorder.rare is not None:
+                self._complete_rare(recorder, recorder.rare)
+            self._writer.append_record(recorder.list_values(), end_ns)
         except Exception:
             note_fault("the end of a request")
+
+    def _complete_rare(self, recorder: RequestRecorder, rare: Rare) -> None:
+        if rare.cpu_start_ns is not None and threading.get_ident() == recorder.owner:
+            rare.cpu_end_ns = thread_time_ns()
+            if rare.run_queue_start_ns is not None and self._run_queue is not None:
+                run_queue_ns = self._run_queue.read_ns()
+                if run_queue_ns is not None:
+                    rare.run_queue_ns = run_queue_ns - rare.run_queue_start_ns
+        if rare.operations:
+            recorder.bound_operations()
+        if rare.app_span is not None or rare.app_environ is not None:
+            instrumented.note_app_span(recorder)
+        # It leads back to the recorder.
+        rare.span_context = None
 
     def _begin(self, environ: WSGIEnvironment) -> RequestSpan:
         base_ns = monotonic_ns()
@@ -297,60 +311,67 @@ class RequestMiddleware:
             wall_ns = self._read_wall_ns(base_ns)
         if not self._process[0]:
             self._learn_process()
-        random_bits = self._random_bits
-        bits = random_bits(64)
         try:
-            copied = self._copy(environ)
+            bits = self._drawn.pop()
+        except IndexError:
+            bits = self._draw()
+        try:
+            copied = self._copy(environ) + self._no_core
         except KeyError:
             # Without nginx's lines, or under another server.
             copied = self._copy_any(environ)
-        marks = [self._entry_segment, base_ns]
-        statements: list[Any] = []
-        recorder = RequestSpan(
-            RawRecord(
-                wall_ns,
-                copied,
-                marks,
-                bits,
-                self._unmeasured,
-                self._transport,
-                0,
-                statements,
-            ),
-            marks,
-            statements,
-            self._max_operations,
-            # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
-            threading.get_ident(),
-            self._finish,
-        )
+        recorder = RequestSpan()
+        recorder.keeper = self
+        # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
+        recorder.owner = threading.get_ident()
+        recorder.app_start_ns = wall_ns
+        recorder.environ = copied
+        recorder.marks = [self._entry_segment, base_ns]
+        recorder.span_bits = bits
+        recorder.unmeasured = self._unmeasured
+        recorder.transport = self._transport
+        recorder.statements = []
+        recorder.status = recorder.route = recorder.response_start_ns = recorder.response_bytes = None
+        recorder.rare = None
+        recorder.finished = False
         environ[ENVIRON_KEY] = recorder
         if self._asks_transport:
-            recorder.record.transport = read_transport(self._uwsgi)
-        if (self._is_slow or not bits % LENS_EVERY) and self._run_queue is not None:
-            recorder.run_queue_start_ns = self._run_queue.read_ns()
-            recorder.record.cpu_start_ns = thread_time_ns()
+            recorder.transport = read_transport(self._uwsgi)
+        if (self._is_slow or not bits & LENS_MASK) and self._run_queue is not None:
+            recorder.rare = Rare(run_queue_start_ns=self._run_queue.read_ns(), cpu_start_ns=thread_time_ns())
         return recorder
 
-    def _copy_any(self, environ: WSGIEnvironment) -> list[Any]:
-        return list(map(environ.get, self._keys))
+    def _draw(self) -> int:
+        """Return a random number of 64 bits, and have some more at hand."""
+        self._drawn += array("Q", os.urandom(8 * _DRAWN)).tolist()
+        return self._drawn.pop()
+
+    def _choose_copy(self) -> None:
+        """Have what is there copied of each environ: uWSGI tells the core where there are several."""
+        copy: Callable[[WSGIEnvironment], tuple[Any, ...]] = self._copy_any
+        if self._copies_usual:
+            copy = _copy_usual if self._facts.threads in {None, 1} else _copy_with_core
+        self._copy = copy
+        #: What is appended, in the place of the core's number.
+        self._no_core: tuple[None, ...] = (None,) if copy is _copy_usual else ()
+
+    def _copy_any(self, environ: WSGIEnvironment) -> tuple[Any, ...]:
+        return tuple(map(environ.get, self._keys))
 
     def _meet_opentelemetry(self, recorder: RequestSpan, environ: WSGIEnvironment) -> Context | None:
         """Return the context of a request in which OpenTelemetry has a hand: by headers, app, or context.
 
         None where an instrumentation makes a span of the request.
         """
-        if environ.keys().isdisjoint(self._told_by):
-            return build_span_context(recorder)
         if self._told_by is instrumented.NOT_FOUND_YET:
             # Again at the next request where it fails: propagators are plug-ins.
             self._told_by = instrumented.find_keys(self._marked)
         if instrumented.is_instrumented(self._marked):
-            recorder.app_span = find_span_around(get_context())
-            if recorder.app_span is None:
+            span = recorder.more.app_span = find_span_around(get_context())
+            if span is None:
                 instrumented.hand_over(environ, recorder)
             else:
-                recorder.app_environ = environ
+                recorder.more.app_environ = environ
             return None
         return build_told_context(recorder, environ, trusted=self._trusted_proxy)
 
@@ -384,11 +405,11 @@ class RequestMiddleware:
             if type(body) is not list or response._on_close:
                 return False
             # The one chunk that there nearly always is, `join` gives back as it is.
-            recorder.record.response_bytes = len(b"".join(body))
+            recorder.response_bytes = len(b"".join(body))
         except (AttributeError, IndexError, TypeError):
             # Of another release of werkzeug, not its own, or text, which it encodes on the way out.
             return False
-        callbacks.append(partial(self._finish, recorder))
+        callbacks.append(MethodType(_close, recorder))
         return True
 
     def _watch_body(
@@ -398,11 +419,11 @@ class RequestMiddleware:
         is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
         # uWSGI sends a file by sendfile only when it gets back the very object, and takes bytes as a whole.
         if is_file or isinstance(result, (bytes, bytearray, memoryview, str)):
-            if not self._sendfile.wait_for_end(partial(self._finish, recorder)):
+            if not self._sendfile.wait_for_end(MethodType(_close, recorder)):
                 self.finish(recorder, NOT_SENT)
             return result
         if isinstance(result, (list, tuple)):
-            recorder.record.response_bytes = sum(map(len, result))
+            recorder.response_bytes = sum(map(len, result))
             return _SizedBody(self, recorder, result, self._body_segment)
         if hasattr(result, "__len__"):
             return _SizedStreamedBody(self, recorder, result, self._body_segment)
@@ -421,8 +442,9 @@ class RequestMiddleware:
                 self._run_queue = RunQueueClock()
         except Exception:
             note_fault("reading uWSGI's facts")
-        # Seeded anew: forked workers that shared a state would give out the same ids.
-        self._random_bits = random.Random(os.urandom(16)).getrandbits  # noqa: S311 - ids are no secrets
+        self._choose_copy()
+        # Forked workers that shared what is drawn would give out the same ids.
+        self._drawn = []
         self._process = mark_process()
 
     def _build_info(self, writer_id: str) -> WriterInfo:
@@ -471,7 +493,7 @@ class _Body(msgspec.Struct, eq=False):
             self._middleware.finish(recorder)
             return
         recorder.enter(self._segment)
-        recorder.record.closing_ns = recorder.last_ns
+        recorder.more.closing_ns = recorder.last_ns
         try:
             close()
         except BaseException as error:
@@ -522,18 +544,19 @@ class _SizedStreamedBody(_StreamedBody):
         return len(self._iterable)  # type: ignore[arg-type]  # made only for those that have one
 
 
+def _close(recorder: RequestRecorder) -> None:
+    """End a request whose response has been closed."""
+    recorder.keeper.finish(recorder)
+
+
 def _note_start(
-    recorder: RequestRecorder,
-    start_response: StartResponse,
-    status: str,
-    headers: list[tuple[str, str]],
-    exc_info: Any = None,
+    recorder: RequestRecorder, status: str, headers: list[tuple[str, str]], exc_info: Any = None
 ) -> Callable[[bytes], object]:
     """Stand for `start_response`: note status and instant."""
+    start_response: StartResponse = recorder.start_response
+    recorder.status = status
     try:
-        record = recorder.record
-        record.status = status
-        record.response_start_ns = monotonic_ns()
+        recorder.response_start_ns = monotonic_ns()
     except Exception:
         note_fault("the start of a response")
     if exc_info is None:
@@ -542,14 +565,10 @@ def _note_start(
 
 
 def _note_start_and_writes(
-    recorder: RequestRecorder,
-    start_response: StartResponse,
-    status: str,
-    headers: list[tuple[str, str]],
-    exc_info: Any = None,
+    recorder: RequestRecorder, status: str, headers: list[tuple[str, str]], exc_info: Any = None
 ) -> Callable[[bytes], object]:
     """Stand for `start_response`, and have what it returns count as sending."""
-    return partial(_write, recorder, _note_start(recorder, start_response, status, headers, exc_info))
+    return partial(_write, recorder, _note_start(recorder, status, headers, exc_info))
 
 
 def _write(recorder: RequestRecorder, write: Callable[[bytes], object], chunk: bytes, /) -> object:
@@ -567,16 +586,9 @@ def _bits(names: Iterable[str]) -> int:
     return sum(1 << WORKER_SEGMENTS.index(name) for name in names)
 
 
-#: All but uWSGI's core, which is there only where there are more than one.
-_read_usual: Final = itemgetter(*ENVIRON_KEYS[: ALWAYS_COPIED - 1])
-
-
-def _copy_usual(environ: WSGIEnvironment) -> list[Any]:
-    """Return what a worker copies, in half of the time that it takes to ask what is there.
-
-    Raises: KeyError where not all of it is.
-    """
-    return [*_read_usual(environ), environ.get("uwsgi.core")]
+_copy_with_core: Final = itemgetter(*ENVIRON_KEYS[:ALWAYS_COPIED])
+#: All but the core, which is there only where there are more than one.
+_copy_usual: Final = itemgetter(*ENVIRON_KEYS[: ALWAYS_COPIED - 1])
 
 
 class _SendfileEnd:
@@ -612,7 +624,9 @@ class _SendfileEnd:
         return True
 
 
-def _encode_odd(record: RawRecord) -> bytes:
+def _encode_odd(values: list[Any]) -> bytes:
+    record = RawRecord(*values[1:])
+    record.operations = list(record.operations)
     # A long path or header, lone surrogates from undecodable bytes, or what a server or driver made up.
     record.environ = [
         _encodable(value)[:_MAX_TEXT] if isinstance(value, str) else value if type(value) is int else None
