@@ -7,7 +7,9 @@ to them in random order, from h2load over four connections, so that the worker i
 figure is the CPU time per request of all threads of the worker, from `/proc/PID/task/*/schedstat`, from the
 block's start to that of its next one, so that what an exporter does later counts too. What is added is the
 difference within a round of blocks. A virtual machine changes its speed within a second, twofold at times, so
-blocks are short, a tenth of one, and many: a change then meets all variants alike.
+blocks are short, a tenth of one, and many: a change then meets all variants alike. And no processor halts
+while it is measured: to wake a virtual one that has halted takes its waker some 20 µs, once for each query of
+the worker's if it was away for long enough, so a little more time between two queries seemed to cost as much.
 
 Two equal deployments differ by some 5 µs a request, however long they are measured: where a process's memory
 lies is chosen when it starts. So all servers but the database are started anew several times; a figure is the
@@ -59,6 +61,17 @@ EXPORT_S = 6
 #: What the design asks for on the route with two queries.
 TARGET = 0.1
 
+#: Keeps one processor from halting, at a priority at which it takes no time from anything, until it is alone.
+_SPIN = """
+import os, sys
+parent = os.getppid()
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
+
 FloatArray = npt.NDArray[np.float64]
 #: Starts all servers that are compared, by variant, and ends them.
 Start = Callable[[], contextlib.AbstractContextManager[dict[str, Deployment]]]
@@ -105,6 +118,16 @@ def start_sink() -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def keep_awake() -> Iterator[None]:
+    """Have no processor halt."""
+    with contextlib.ExitStack() as stack:
+        for cpu in os.sched_getaffinity(0):
+            spinner = stack.enter_context(subprocess.Popen([sys.executable, "-c", _SPIN, str(cpu)]))
+            stack.callback(spinner.kill)
+        yield
 
 
 def fill(database: Database) -> None:
@@ -178,7 +201,7 @@ def measure(
     """Return CPU µs per request by route, variant and process: an array of starts by rounds."""
     figures: dict[tuple[str, str, str], list[float]] = {}
     order = random.Random(7)
-    with Progress(console=console, transient=True) as progress:
+    with keep_awake(), Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=effort.starts * (effort.rounds + 1) * len(routes))
         for _ in range(effort.starts):
             with start() as deployments:
