@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 #: Where the request's recorder is in the WSGI environ.
 ENVIRON_KEY: Final = "reqpath.recorder"
+_END_KEY: Final = "reqpath.end"
 _MAX_PATH: Final = 1024
 #: How many random numbers are drawn at once.
 _DRAWN: Final = 256
@@ -136,7 +137,6 @@ class RequestMiddleware:
         #: Put in by the instrumentor: what the app's own code says comes later, and holds.
         self.provisional = False
         self._uwsgi = uwsgi_module()
-        self._sendfile = _SendfileEnd(self._uwsgi)
         if self._uwsgi is not None:
             on_postfork(self._learn_process)
         self.configure(settings or Settings.from_environment(**arguments))
@@ -419,8 +419,10 @@ class RequestMiddleware:
         is_file = hasattr(result, "read") or (isinstance(wrapper, type) and isinstance(result, wrapper))
         # uWSGI sends a file by sendfile only when it gets back the very object, and takes bytes as a whole.
         if is_file or isinstance(result, (bytes, bytearray, memoryview, str)):
-            if not self._sendfile.wait_for_end(MethodType(_close, recorder)):
+            if self._uwsgi is None:
                 self.finish(recorder, NOT_SENT)
+            else:
+                environ[_END_KEY] = _EnvironEnd(recorder)
             return result
         if isinstance(result, (list, tuple)):
             recorder.response_bytes = sum(map(len, result))
@@ -591,37 +593,20 @@ _copy_with_core: Final = itemgetter(*ENVIRON_KEYS[:ALWAYS_COPIED])
 _copy_usual: Final = itemgetter(*ENVIRON_KEYS[: ALWAYS_COPIED - 1])
 
 
-class _SendfileEnd:
-    """Tells when uWSGI has sent a file by itself: by its hook after each request.
+class _EnvironEnd:
+    """Tells when the server is done with a request: it then lets go of the environ, and of what is in it.
 
-    uWSGI reads `uwsgi.after_req_hook` once, after it has loaded the apps; so the hook is believed only when
-    it was seen to run. Source: uWSGI plugins/python/python_plugin.c, `uwsgi_python_init_apps`.
+    That is uWSGI's only sign that it has sent a file, save a hook that would cost every request a call.
+    Source: uWSGI plugins/python/wsgi_handlers.c, `uwsgi_request_wsgi`.
     """
 
-    def __init__(self, uwsgi: Any) -> None:
-        self._runs = False
-        self._waiting: dict[int, Callable[[], None]] = {}
-        if uwsgi is None:
-            return
-        previous = getattr(uwsgi, "after_req_hook", None)
+    __slots__ = ("_recorder",)
 
-        def after_request() -> None:
-            self._runs = True
-            if self._waiting:
-                waiting = self._waiting.pop(threading.get_ident(), None)
-                if waiting is not None:
-                    waiting()
-            if previous is not None:
-                previous()
+    def __init__(self, recorder: RequestRecorder) -> None:
+        self._recorder = recorder
 
-        uwsgi.after_req_hook = after_request
-
-    def wait_for_end(self, finish: Callable[[], None]) -> bool:
-        """Have `finish` called when the current request is over; False when that can't be told."""
-        if not self._runs:
-            return False
-        self._waiting[threading.get_ident()] = finish
-        return True
+    def __del__(self) -> None:
+        _close(self._recorder)
 
 
 def _encode_odd(values: list[Any]) -> bytes:
