@@ -632,7 +632,7 @@ def test_reading_goes_on_where_it_stopped(spool: str, writer: SpoolWriter) -> No
 def test_another_reader_goes_on_from_a_bookmark(spool: str, writer: SpoolWriter) -> None:
     other = make_writer(spool)
     write(writer, 30, padding=200)
-    write(other, 30)
+    write(other, 30, padding=200)
     reader = SpoolReader(spool, batch_bytes=1000)
     reading = reader.read()
     before = [record for _ in range(3) for record in next(reading)[1]]
