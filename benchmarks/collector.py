@@ -33,12 +33,13 @@ from report import write_spool
 from rich.console import Console
 from rich.table import Table
 
+from reqpath.bench.capacity import find_tool
 from reqpath.collect.export import Delivery, HttpSender
 from reqpath.collect.keep import Keeper
 from reqpath.collect.spans import build_spans
 from reqpath.collect.tail import Tail
 from reqpath.servers.database import start_database
-from reqpath.servers.deployment import Deployment, find_program
+from reqpath.servers.deployment import Deployment
 from reqpath.servers.process import exit_on_signals
 from reqpath.spool import SpoolReader
 
@@ -195,7 +196,7 @@ def show(alone: dict[str, float], together: dict[str, dict[str, Any]], console: 
 def main(paths: int, starts: int, rounds: int, requests: int, as_json: bool) -> None:
     """Measure what the collector costs."""
     console = Console(stderr=as_json)
-    h2load = find_program("h2load", "apt install nghttp2-client")
+    h2load = find_tool("h2load").path
     effort = Effort(starts, rounds, requests)
     with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-collector-", dir="/tmp"))

@@ -8,8 +8,8 @@ figure is the CPU time per request of all threads of the worker, from `/proc/PID
 block's start to that of its next one, so that what an exporter does later counts too. What is added is the
 difference within a round of blocks. A virtual machine changes its speed within a second, twofold at times, so
 blocks are short, a tenth of one, and many: a change then meets all variants alike. And no processor halts
-while it is measured: to wake a virtual one that has halted takes its waker some 20 µs, once for each query of
-the worker's if it was away for long enough, so a little more time between two queries seemed to cost as much.
+while it is measured: waking a virtual one that has halted takes its waker long, and it halts when it is left
+alone for long enough, so a little more time between two queries seemed to cost as much as a wake-up.
 
 Two equal deployments differ by some 5 µs a request, however long they are measured: where a process's memory
 lies is chosen when it starts. So all servers but the database are started anew several times; a figure is the
@@ -44,8 +44,9 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy import stats
 
+from reqpath.bench.capacity import find_tool
 from reqpath.servers.database import Database, start_database
-from reqpath.servers.deployment import Deployment, find_program, start_deployment
+from reqpath.servers.deployment import Deployment, start_deployment
 from reqpath.servers.process import exit_on_signals
 from reqpath.servers.topology import App, Topology
 
@@ -56,6 +57,8 @@ ROWS = 1000
 SETTLE_S = 0.12
 #: Of a start's rounds, those with the least and the largest difference count for nothing: this share of each.
 TRIMMED = 0.1
+#: No block takes so long.
+DRIVE_S = 60
 #: An exporter that has no full batch waits so long, and a little.
 EXPORT_S = 6
 #: What the design asks for on the route with two queries.
@@ -173,7 +176,8 @@ def drive(h2load: str, url: str, requests: int) -> None:
     Raises: click.ClickException when one failed.
     """
     command = [h2load, "--h1", "--threads=1", "--clients=4", f"--requests={requests}", url]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Where a server closes its connections h2load waits for ever.
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=DRIVE_S).stdout
     if f"status codes: {requests} 2xx" not in output:
         raise click.ClickException(f"{url} failed:\n{output}")
 
@@ -258,9 +262,9 @@ class _Blocks:
 
 
 def estimate(added: FloatArray, other: FloatArray | None = None) -> Estimate:
-    """Return the mean over the starts, of each that of its rounds, and its bounds; with `other`, the ratio.
+    """Return the mean over the starts and its bounds; with `other`, the ratio.
 
-    A round's mean, and not the median: an exporter works in bursts.
+    A start's figure is its rounds' trimmed mean, and not their median: an exporter works in bursts.
     """
     by_start = stats.trim_mean(added, TRIMMED, axis=1)
     samples = np.random.default_rng(7).integers(0, len(by_start), (10_000, len(by_start)))
@@ -337,7 +341,7 @@ def effort_options(command: Callable[..., None]) -> Callable[..., None]:
 def main(starts: int, rounds: int, requests: int, as_json: bool) -> None:
     """Measure the CPU that reqpath adds to a request, beside OpenTelemetry's."""
     console = Console(stderr=as_json)
-    h2load = find_program("h2load", "apt install nghttp2-client")
+    h2load = find_tool("h2load").path
     effort = Effort(starts, rounds, requests)
     with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-overhead-", dir="/tmp"))

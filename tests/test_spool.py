@@ -127,20 +127,20 @@ def test_a_torn_tail_is_skipped_and_counted(spool: str, writer: SpoolWriter) -> 
 def test_a_torn_frame_in_the_middle_ends_the_file_and_its_records_are_counted_as_lost(
     spool: str, writer: SpoolWriter
 ) -> None:
-    def write(count: int = 1) -> None:
+    def append(count: int = 1) -> None:
         for _ in range(count):
             writer.append(encode(make_worker_record(sequence=writer.next_sequence())))
 
-    write(3)
+    append(3)
     (path,) = spool_files(spool)
     whole = Path(path).read_bytes()
     frame = 4 + len(encode(make_worker_record(sequence=2)))
     with open(path, "wb") as file:  # the second record lost its last 10 bytes
         file.write(whole[: -frame - 10] + whole[-frame:])
-    write()
+    append()
     Path(path).rename(os.path.join(spool, "a" + SUFFIX))
     writer.close()
-    write()
+    append()
     reader = SpoolReader(spool)
     sequences = [record.sequence for _, records in reader.read() for record in records]
     assert sorted(sequences) == [0, 4]

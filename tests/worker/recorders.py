@@ -23,7 +23,7 @@ def make_recorder(
 ) -> RequestSpan:
     """Return the recorder of a request that begins now, by the worker's clock."""
     recorder = RequestSpan()
-    recorder.keeper = _Keeper(max_operations)
+    recorder.middleware = _Middleware(max_operations)
     recorder.owner = threading.get_ident()
     recorder.app_start_ns = NOW_NS
     recorder.environ = [None] * len(ENVIRON_KEYS)
@@ -39,8 +39,8 @@ def make_recorder(
 
 
 @dataclass
-class _Keeper:
-    """Keeps nothing."""
+class _Middleware:
+    """Records nothing."""
 
     max_operations: int
 

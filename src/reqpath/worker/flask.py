@@ -122,7 +122,7 @@ class ReqPath:
         def hand_on(*args: Any, **kwargs: Any) -> Any:
             return run_view(partial(dispatch_request, *args, **kwargs))
 
-        # Flask may grow arguments, as 3.2 does, and handing any on takes as long as all else here.
+        # Flask may grow arguments, as 3.2 does; where it has none, handing them on would be the dearer call.
         takes_none = not inspect.signature(dispatch_request).parameters
         app.dispatch_request = run_view if takes_none else hand_on  # type: ignore[method-assign]
         app.update_template_context = timed(app.update_template_context)  # type: ignore[method-assign]

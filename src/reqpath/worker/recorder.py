@@ -67,7 +67,7 @@ MAX_TEXT: Final = 4096
 MAX_MARKS: Final = 1024
 
 
-class Keeper(Protocol):
+class Middleware(Protocol):
     """What records requests, as its recorders see it."""
 
     max_operations: int
@@ -109,10 +109,10 @@ class RequestRecorder:
 
     Whoever makes one sets what has no default here. All that the usual request needs is set at its beginning,
     default or not: so the interpreter finds it by position, where it would look up a class's attribute by
-    name; and calling no `__init__` halves the price. What has the name of a field of `raw.RawRecord` is that.
+    name; an `__init__` would be one call more. What has the name of a field of `raw.RawRecord` is that.
     """
 
-    keeper: Keeper
+    middleware: Middleware
     #: The request's thread or greenlet: `threading.get_ident()`.
     owner: int
     app_start_ns: int
@@ -136,7 +136,7 @@ class RequestRecorder:
     def __del__(self) -> None:
         # A server that never closes the body is at fault, but its request did happen.
         if not self.finished:
-            self.keeper.finish(self, NOT_CLOSED)
+            self.middleware.finish(self, NOT_CLOSED)
 
     @property
     def more(self) -> Rare:
@@ -151,6 +151,8 @@ class RequestRecorder:
 
         What most have none of may be left out at the end; `raw.SEQUENCE` is the index of the number.
         """
+        rare = self.rare
+        operations, closing_ns = ((), None) if rare is None else (rare.operations, rare.closing_ns)
         values = [
             RAW_TAG,
             self.app_start_ns,
@@ -161,16 +163,14 @@ class RequestRecorder:
             self.transport,
             0,
             self.statements,
-            (),
+            operations,
             self.status,
             self.route,
             self.response_start_ns,
-            None,
+            closing_ns,
             self.response_bytes,
         ]
-        rare = self.rare
         if rare is not None:
-            values[-6], values[-2] = rare.operations, rare.closing_ns
             values += (
                 rare.cpu_start_ns,
                 rare.cpu_end_ns,
@@ -228,7 +228,7 @@ class RequestRecorder:
         """Sum up what is marked so far, and go on from the last mark."""
         rare, marks, statements = self.more, self.marks, self.statements
         for at in range(0, len(statements), STATEMENT_ITEMS):
-            if len(rare.operations) < self.keeper.max_operations:
+            if len(rare.operations) < self.middleware.max_operations:
                 rare.operations.append(take_statement(statements, at, marks, self.unmeasured))
             else:
                 rare.dropped_operations += 1
@@ -312,7 +312,7 @@ class RequestRecorder:
     def add_operation(self, operation: RawOperation) -> None:
         """Keep a database operation, up to the bound."""
         rare = self.more
-        if len(rare.operations) < self.keeper.max_operations:
+        if len(rare.operations) < self.middleware.max_operations:
             rare.operations.append(operation)
         else:
             rare.dropped_operations += 1
@@ -322,7 +322,7 @@ class RequestRecorder:
     def bound_operations(self) -> None:
         """Drop the operations beyond the bound."""
         known = len(self.more.operations) + len(self.statements) // STATEMENT_ITEMS
-        if known > self.keeper.max_operations:
+        if known > self.middleware.max_operations:
             self.fold()
 
     def keep_attribute(self, key: str, value: AttributeValue) -> None:

@@ -150,8 +150,7 @@ class RequestMiddleware:
         self._trusted_proxy = self.settings.trusted_proxy
         #: What is copied: the last ones only where asked for.
         self._keys: tuple[str, ...] = ENVIRON_KEYS[:ALWAYS_COPIED]
-        self._copies_usual = not (self._trusted_proxy or self.settings.query_string)
-        if not self._copies_usual:
+        if self._trusted_proxy or self.settings.query_string:
             # What is not to be copied is asked for by a name that no server gives it.
             self._keys = tuple(
                 ""
@@ -321,7 +320,7 @@ class RequestMiddleware:
             # Without nginx's lines, or under another server.
             copied = self._copy_any(environ)
         recorder = RequestSpan()
-        recorder.keeper = self
+        recorder.middleware = self
         # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
         recorder.owner = threading.get_ident()
         recorder.app_start_ns = wall_ns
@@ -349,7 +348,7 @@ class RequestMiddleware:
     def _choose_copy(self) -> None:
         """Have what is there copied of each environ: uWSGI tells the core where there are several."""
         copy: Callable[[WSGIEnvironment], tuple[Any, ...]] = self._copy_any
-        if self._copies_usual:
+        if len(self._keys) == ALWAYS_COPIED:
             copy = _copy_usual if self._facts.threads in {None, 1} else _copy_with_core
         self._copy = copy
         #: What is appended, in the place of the core's number.
@@ -426,10 +425,10 @@ class RequestMiddleware:
             return result
         if isinstance(result, (list, tuple)):
             recorder.response_bytes = sum(map(len, result))
-            return _SizedBody(self, recorder, result, self._body_segment)
+            return _SizedBody(recorder, result, self._body_segment)
         if hasattr(result, "__len__"):
-            return _SizedStreamedBody(self, recorder, result, self._body_segment)
-        return _StreamedBody(self, recorder, result, self._body_segment)
+            return _SizedStreamedBody(recorder, result, self._body_segment)
+        return _StreamedBody(recorder, result, self._body_segment)
 
     def _learn_process(self) -> None:
         """Learn what this process is; called after the fork, and wherever that was missed."""
@@ -474,7 +473,6 @@ class _Body(msgspec.Struct, eq=False):
     A struct because its construction then runs no bytecode.
     """
 
-    _middleware: RequestMiddleware
     _recorder: RequestRecorder
     _iterable: Iterable[bytes]
     #: Which the app's code in it is in.
@@ -492,7 +490,7 @@ class _Body(msgspec.Struct, eq=False):
         close = getattr(self._iterable, "close", None)
         recorder = self._recorder
         if close is None:
-            self._middleware.finish(recorder)
+            _close(recorder)
             return
         recorder.enter(self._segment)
         recorder.more.closing_ns = recorder.last_ns
@@ -503,7 +501,7 @@ class _Body(msgspec.Struct, eq=False):
             raise
         finally:
             recorder.leave()
-            self._middleware.finish(recorder)
+            _close(recorder)
 
 
 class _SizedBody(_Body):
@@ -548,7 +546,7 @@ class _SizedStreamedBody(_StreamedBody):
 
 def _close(recorder: RequestRecorder) -> None:
     """End a request whose response has been closed."""
-    recorder.keeper.finish(recorder)
+    recorder.middleware.finish(recorder)
 
 
 def _note_start(
@@ -611,7 +609,6 @@ class _EnvironEnd:
 
 def _encode_odd(values: list[Any]) -> bytes:
     record = RawRecord(*values[1:])
-    record.operations = list(record.operations)
     # A long path or header, lone surrogates from undecodable bytes, or what a server or driver made up.
     record.environ = [
         _encodable(value)[:_MAX_TEXT] if isinstance(value, str) else value if type(value) is int else None
