@@ -70,7 +70,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 class _Tcp(socketserver.ThreadingTCPServer):
-    request_queue_size = 64
+    request_queue_size = 128
     block_on_close = True
     #: All that were received.
     heads: list[str]
@@ -78,7 +78,7 @@ class _Tcp(socketserver.ThreadingTCPServer):
 
 
 class _Unix(socketserver.ThreadingUnixStreamServer):
-    request_queue_size = 64
+    request_queue_size = 128
     heads: list[str]
     release: threading.Event
 
@@ -106,7 +106,8 @@ def server() -> Iterator[_Tcp]:
 
 def _send(server: _Tcp, path: str = "/", **changes: Any) -> Outcome:
     address = ("127.0.0.1", server.server_address[1])
-    traffic = {"rate": 200.0, "seconds_s": 0.3, "seed": 1, "connections": 8, "timeout_s": 5.0} | changes
+    # As many connections as there are requests: a server that stands still for a moment drops none.
+    traffic = {"rate": 200.0, "seconds_s": 0.3, "seed": 1, "connections": 64, "timeout_s": 5.0} | changes
     return generate(Traffic(address=address, path=path, **traffic))
 
 
@@ -215,7 +216,7 @@ def test_over_a_unix_socket_too() -> None:
     path = f"/tmp/reqpath-test-{os.getpid()}.sock"
     try:
         with _serve(_Unix(path, _Handler)) as server:
-            outcome = generate(Traffic(path, "/", 200.0, 0.2, seed=2, connections=4))
+            outcome = generate(Traffic(path, "/", 200.0, 0.2, seed=2, connections=64))
             assert "Host: localhost\r\n" in server.heads[0]
     finally:
         os.unlink(path)
