@@ -142,8 +142,6 @@ class Marks(msgspec.Struct, array_like=True, gc=False):
 
 #: What a `RawRecord` begins with where it is written, as a list of its values.
 RAW_TAG: Final = 4
-#: The index of its number in that list.
-SEQUENCE: Final = 7
 
 
 class RawRecord(msgspec.Struct, array_like=True, tag=RAW_TAG, gc=False):
@@ -181,6 +179,11 @@ class RawRecord(msgspec.Struct, array_like=True, tag=RAW_TAG, gc=False):
     notes: AppNotes | None = None
     #: What was marked before the first of `marks`.
     folded: Marks | None = None
+
+
+def index_of(field: str) -> int:
+    """Return where a field of `RawRecord` is in the list that is written of it."""
+    return 1 + RawRecord.__struct_fields__.index(field)
 
 
 def sum_marks(marks: list[int], folded: Marks | None = None) -> Marks:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from reqpath.raw import CLOSED, RawRecord, complete_record
+from reqpath.raw import CLOSED, RAW_TAG, RawRecord, complete_record
 from reqpath.record import WorkerRecord, encode
 from reqpath.stamps import ENVIRON_KEYS
 from reqpath.worker import recorder as segments
@@ -25,13 +26,11 @@ def make_recorder(
     recorder = RequestSpan()
     recorder.middleware = _Middleware(max_operations)
     recorder.owner = threading.get_ident()
-    recorder.app_start_ns = NOW_NS
-    recorder.environ = [None] * len(ENVIRON_KEYS)
-    recorder.marks = [segment, 0]
-    recorder.span_bits = 7
-    recorder.unmeasured = unmeasured
-    recorder.transport = None
-    recorder.statements = []
+    recorder.marks = marks = [segment, 0]
+    recorder.statements = statements = list[Any]()
+    environ = [None] * len(ENVIRON_KEYS)
+    begun = RawRecord(NOW_NS, environ, marks, 7, unmeasured, None, statements=statements)
+    recorder.values = [RAW_TAG, *msgspec.structs.astuple(begun)]
     recorder.finished = False
     recorder.switch(segment)
     del recorder.marks[:2]
@@ -50,4 +49,4 @@ class _Middleware:
 
 def read(recorder: RequestRecorder) -> WorkerRecord:
     """Return the record as a reader has it, were it written now."""
-    return complete_record(_decode(encode(recorder.list_values())), "0" * 16)
+    return complete_record(_decode(encode(recorder.complete_values())), "0" * 16)

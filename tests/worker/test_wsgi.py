@@ -893,7 +893,7 @@ def test_whatever_breaks_inside_the_response_is_what_it_was(
         raise Failure("broken on purpose")
 
     middleware = RequestMiddleware(respond, spool=spool)
-    monkeypatch.setattr("reqpath.worker.wsgi.LENS_MASK", 0)
+    monkeypatch.setattr("reqpath.worker.wsgi.LENS_BELOW", 1 << 64)
     monkeypatch.setattr(broken, fail)
     outside = otel_context.get_current()
     with caplog.at_level(logging.ERROR, "reqpath"):
@@ -1040,7 +1040,7 @@ def test_the_lens_is_read_for_a_share_of_fast_requests_and_after_each_slow_one(
     fake_clock: FakeClock,
 ) -> None:
     durations_ms = [1, 6, 1, 1, 1]
-    masks = [0, *[(1 << 64) - 1] * 3, 0]
+    bounds = [1 << 64, 0, 0, 0, 1 << 64]
     expected = [True, False, True, False, True]
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -1049,8 +1049,8 @@ def test_the_lens_is_read_for_a_share_of_fast_requests_and_after_each_slow_one(
 
     monkeypatch.setattr("reqpath.worker.lens.RunQueueClock.read_ns", lambda clock: 5)
     server = wrap(app)
-    for mask in masks:
-        monkeypatch.setattr("reqpath.worker.wsgi.LENS_MASK", mask)
+    for bound in bounds:
+        monkeypatch.setattr("reqpath.worker.wsgi.LENS_BELOW", bound)
         server.get()
     records = [record for record in read_records(spool) if isinstance(record, WorkerRecord)]
     assert [record.cpu_ns is not None for record in records] == expected

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from reqpath.errors import SpoolError
 from reqpath.forks import NO_PROCESS, Mark, mark_process
-from reqpath.raw import SEQUENCE
+from reqpath.raw import index_of
 from reqpath.record import WriterInfo, encode, encode_into
 from reqpath.spool.files import (
     FRAME_LENGTH,
@@ -30,6 +30,7 @@ from reqpath.spool.files import (
 
 #: What a usual record is far below.
 PLAIN_BYTES: Final = 1 << 14
+_SEQUENCE: Final = index_of("sequence")
 _pack_length: Final = FRAME_LENGTH.pack_into
 
 
@@ -82,13 +83,13 @@ class SpoolWriter:
     def append_record(self, record: list[Any], now_ns: int) -> bool:
         """Number a record, encode and append it; return whether it is in the spool.
 
-        `record` has the values of a `raw.RawRecord`, `now_ns` is the monotonic clock. This is each request's,
+        `record` is the list of a `raw.RawRecord`, `now_ns` is the monotonic clock. This is each request's,
         so what `append` does is written out for a record and a file that are as nearly all are.
         """
         process = self._process
         if not process.mark[0]:
             process = self._become_this_process()
-        record[SEQUENCE] = next(process.sequences)
+        record[_SEQUENCE] = next(process.sequences)
         try:
             frame = process.frames.pop()
         except IndexError:

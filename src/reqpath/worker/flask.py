@@ -20,7 +20,7 @@ from reqpath.raw import FLASK_START, VIEW_END, VIEW_START
 from reqpath.settings import Settings
 from reqpath.worker.guard import note_fault
 from reqpath.worker.jinja import timed
-from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, current, get_recorder
+from reqpath.worker.recorder import FRAMEWORK, MIDDLEWARE, ROUTE, current, get_recorder
 from reqpath.worker.wsgi import ENVIRON_KEY, RequestMiddleware
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ReqPath:
             try:
                 rule = get_context().request.url_rule
                 if rule is not None:
-                    recorder.route = rule.rule
+                    recorder.values[ROUTE] = rule.rule
                 start_ns = monotonic_ns()
                 marks.append(VIEW_START)
                 marks.append(start_ns)

@@ -6,7 +6,7 @@ the main the GIL. Source: Linux Documentation/scheduler/sched-stats.rst.
 
 Both are read by system calls, four a request, a good part of all that reqpath would cost. So they are read
 where that is next to nothing, for a request that follows one of more than `SLOW_NS` in its process, and of
-all others for one in eight, taken at random.
+all others for one in sixteen, taken at random.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 import threading
 from typing import Final
 
-#: One request in eight has a lens, among fast ones: those in whose random number these bits are 0.
-LENS_MASK: Final = 0b111
+#: One request in sixteen has a lens, among fast ones: those whose random number of 64 bits is below this.
+LENS_BELOW: Final = 1 << 60
 #: After one that took longer, each has.
 SLOW_NS: Final = 5_000_000
 

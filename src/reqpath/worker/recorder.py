@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
 from time import monotonic_ns
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 from opentelemetry import context as otel_context
@@ -32,7 +32,6 @@ from reqpath.raw import (
     CLOSED,
     FLASK_START,
     NOT_CLOSED,
-    RAW_TAG,
     SEGMENT_OF,
     STATEMENT_ITEMS,
     AppNotes,
@@ -40,10 +39,11 @@ from reqpath.raw import (
     Link,
     Marks,
     RawOperation,
+    index_of,
     sum_marks,
     take_statement,
 )
-from reqpath.record import AttributeValue, SpanEvent, Transport
+from reqpath.record import AttributeValue, SpanEvent
 from reqpath.stamps import read_trace
 from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker.guard import note_fault
@@ -104,29 +104,59 @@ class Rare(msgspec.Struct, eq=False):
     span_token: Any = None
 
 
+_Value = TypeVar("_Value")
+
+
+class _Field(Generic[_Value]):
+    """A field of `raw.RawRecord`, kept in the recorder's `values`."""
+
+    def __init__(self, name: str) -> None:
+        self._index = index_of(name)
+
+    def __get__(self, recorder: RequestRecorder, _owner: type) -> _Value:
+        value: _Value = recorder.values[self._index]
+        return value
+
+    def __set__(self, recorder: RequestRecorder, value: _Value) -> None:
+        recorder.values[self._index] = value
+
+
+#: Where they are in `RequestRecorder.values`, for what runs in every request.
+STATUS: Final = index_of("status")
+ROUTE: Final = index_of("route")
+RESPONSE_START: Final = index_of("response_start_ns")
+RESPONSE_BYTES: Final = index_of("response_bytes")
+_OPERATIONS: Final = index_of("operations")
+_CLOSING: Final = index_of("closing_ns")
+#: The first that `values` may end before.
+_CPU_START: Final = index_of("cpu_start_ns")
+
+
 class RequestRecorder:
     """One request, from `app_start` to `closed`.
 
-    Whoever makes one sets what has no default here. All that the usual request needs is set at its beginning,
-    default or not: so the interpreter finds it by position, where it would look up a class's attribute by
-    name; an `__init__` would be one call more. What has the name of a field of `raw.RawRecord` is that.
+    Whoever makes one sets what has no default here, and `rare` and `finished`: so the interpreter finds it by
+    position, where it would look up a class's attribute by name. An `__init__` would be one call more.
     """
 
     middleware: Middleware
     #: The request's thread or greenlet: `threading.get_ident()`.
     owner: int
-    app_start_ns: int
-    environ: Sequence[Any]
-    #: Hooks only add to it, and the last pair is where the recorder is.
+    #: The record as it is written, a list in the order of `raw.RawRecord` after its tag, up to the last field
+    #: that a usual request has something of.
+    values: list[Any]
+    #: In `values` too. Hooks only add to it, and the last pair is where the recorder is.
     marks: list[int]
-    span_bits: int
-    unmeasured: int
-    transport: Transport | None
+    #: In `values` too.
     statements: list[Any]
-    status: Any = None
-    route: str | None = None
-    response_start_ns: int | None = None
-    response_bytes: int | None = None
+    app_start_ns: _Field[int] = _Field("app_start_ns")
+    environ: _Field[Sequence[Any]] = _Field("environ")
+    span_bits: _Field[int] = _Field("span_bits")
+    unmeasured: _Field[int] = _Field("unmeasured")
+    status: _Field[Any] = _Field("status")
+    route: _Field[str | None] = _Field("route")
+    response_start_ns: _Field[int | None] = _Field("response_start_ns")
+    response_bytes: _Field[int | None] = _Field("response_bytes")
     rare: Rare | None = None
     #: The server's `start_response`; None once the body is closed.
     start_response: Any = None
@@ -146,32 +176,13 @@ class RequestRecorder:
             rare = self.rare = Rare()
         return rare
 
-    def list_values(self) -> list[Any]:
-        """Return the record so far in the order of `raw.RawRecord`, which is what is written.
-
-        What most have none of may be left out at the end; `raw.SEQUENCE` is the index of the number.
-        """
-        rare = self.rare
-        operations, closing_ns = ((), None) if rare is None else (rare.operations, rare.closing_ns)
-        values = [
-            RAW_TAG,
-            self.app_start_ns,
-            self.environ,
-            self.marks,
-            self.span_bits,
-            self.unmeasured,
-            self.transport,
-            0,
-            self.statements,
-            operations,
-            self.status,
-            self.route,
-            self.response_start_ns,
-            closing_ns,
-            self.response_bytes,
-        ]
+    def complete_values(self) -> list[Any]:
+        """Return `values` with what is rare in it, for the end or as it is so far."""
+        values, rare = self.values, self.rare
         if rare is not None:
-            values += (
+            values[_OPERATIONS] = rare.operations
+            values[_CLOSING] = rare.closing_ns
+            values[_CPU_START:] = (
                 rare.cpu_start_ns,
                 rare.cpu_end_ns,
                 rare.run_queue_ns,

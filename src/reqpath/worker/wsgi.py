@@ -29,6 +29,7 @@ from reqpath.raw import (
     NO_FIRST_PACKETS,
     NOT_CLOSED,
     NOT_SENT,
+    RAW_TAG,
     STATEMENT_ITEMS,
     RawRecord,
 )
@@ -40,9 +41,12 @@ from reqpath.tiers import WORKER_SEGMENTS
 from reqpath.worker import instrumented, jinja, pymysql
 from reqpath.worker import recorder as segments
 from reqpath.worker.guard import note_fault, note_problem
-from reqpath.worker.lens import LENS_MASK, SLOW_NS, RunQueueClock
+from reqpath.worker.lens import LENS_BELOW, SLOW_NS, RunQueueClock
 from reqpath.worker.recorder import (
+    RESPONSE_BYTES,
+    RESPONSE_START,
     SEND,
+    STATUS,
     Rare,
     RequestRecorder,
     attach_context,
@@ -285,7 +289,7 @@ class RequestMiddleware:
                 recorder.start_response = None
             if recorder.rare is not None:
                 self._complete_rare(recorder, recorder.rare)
-            self._writer.append_record(recorder.list_values(), end_ns)
+            self._writer.append_record(recorder.values, end_ns)
         except Exception:
             note_fault("the end of a request")
 
@@ -302,6 +306,7 @@ class RequestMiddleware:
             instrumented.note_app_span(recorder)
         # It leads back to the recorder.
         rare.span_context = None
+        recorder.complete_values()
 
     def _begin(self, environ: WSGIEnvironment) -> RequestSpan:
         base_ns = monotonic_ns()
@@ -315,7 +320,8 @@ class RequestMiddleware:
         except IndexError:
             bits = self._draw()
         try:
-            copied = self._copy(environ) + self._no_core
+            copy = self._copy
+            copied = copy(environ) + self._no_core
         except KeyError:
             # Without nginx's lines, or under another server.
             copied = self._copy_any(environ)
@@ -323,20 +329,32 @@ class RequestMiddleware:
         recorder.middleware = self
         # Looked up at each call: gevent replaces it, and then it tells greenlets apart.
         recorder.owner = threading.get_ident()
-        recorder.app_start_ns = wall_ns
-        recorder.environ = copied
-        recorder.marks = [self._entry_segment, base_ns]
-        recorder.span_bits = bits
-        recorder.unmeasured = self._unmeasured
-        recorder.transport = self._transport
-        recorder.statements = []
-        recorder.status = recorder.route = recorder.response_start_ns = recorder.response_bytes = None
+        recorder.marks = marks = [self._entry_segment, base_ns]
+        statements: list[Any] = []
+        recorder.statements = statements
+        transport = read_transport(self._uwsgi) if self._asks_transport else self._transport
+        # In the order of `RawRecord`. The number is given at the end; operations, status and so on may come.
+        recorder.values = [
+            RAW_TAG,
+            wall_ns,
+            copied,
+            marks,
+            bits,
+            self._unmeasured,
+            transport,
+            0,
+            statements,
+            (),
+            None,
+            None,
+            None,
+            None,
+            None,
+        ]
         recorder.rare = None
         recorder.finished = False
         environ[ENVIRON_KEY] = recorder
-        if self._asks_transport:
-            recorder.transport = read_transport(self._uwsgi)
-        if (self._is_slow or not bits & LENS_MASK) and self._run_queue is not None:
+        if (self._is_slow or bits < LENS_BELOW) and self._run_queue is not None:
             recorder.rare = Rare(run_queue_start_ns=self._run_queue.read_ns(), cpu_start_ns=thread_time_ns())
         return recorder
 
@@ -404,7 +422,7 @@ class RequestMiddleware:
             if type(body) is not list or response._on_close:
                 return False
             # The one chunk that there nearly always is, `join` gives back as it is.
-            recorder.response_bytes = len(b"".join(body))
+            recorder.values[RESPONSE_BYTES] = len(b"".join(body))
         except (AttributeError, IndexError, TypeError):
             # Of another release of werkzeug, not its own, or text, which it encodes on the way out.
             return False
@@ -554,9 +572,10 @@ def _note_start(
 ) -> Callable[[bytes], object]:
     """Stand for `start_response`: note status and instant."""
     start_response: StartResponse = recorder.start_response
-    recorder.status = status
+    values = recorder.values
+    values[STATUS] = status
     try:
-        recorder.response_start_ns = monotonic_ns()
+        values[RESPONSE_START] = monotonic_ns()
     except Exception:
         note_fault("the start of a response")
     if exc_info is None:
