@@ -8,9 +8,10 @@ Then all of it: the deployments of `overhead.py`, where the CPU of a request is 
 collector's together: nothing, reqpath with the default policy, reqpath with everything kept, and
 OpenTelemetry's instrumentation of Flask and PyMySQL, which exports everything from the worker. What is added
 is the difference to nothing within a round, as there. It excludes nginx, the database, the client and the
-sink::
+sink. The blocks are longer, since a collector does some things once a second, and keeps a few paths of each:
+what these cost a request depends on how many there are, here as many as one busy worker serves::
 
-    python benchmarks/collector.py [--paths 100000] [--starts 8] [--rounds 30] [--requests 200] [--json]
+    python benchmarks/collector.py [--paths 100000] [--starts 8] [--rounds 5] [--requests 2000] [--json]
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def show(alone: dict[str, float], together: dict[str, dict[str, Any]], console: 
 
 @click.command()
 @click.option("--paths", default=100_000, show_default=True, help="Paths for the collector alone.")
-@effort_options
+@effort_options(Effort(starts=8, rounds=5, requests=2_000))
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(paths: int, starts: int, rounds: int, requests: int, as_json: bool) -> None:
     """Measure what the collector costs."""

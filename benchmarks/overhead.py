@@ -324,19 +324,23 @@ def judge(ratio: dict[str, float], target: float) -> str:
     return said
 
 
-def effort_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of how much is measured."""
-    for option in (
-        click.option("--requests", default=200, show_default=True, help="Requests of a block."),
-        click.option("--rounds", default=30, show_default=True, help="Rounds of blocks in each start."),
-        click.option("--starts", default=8, show_default=True, help="How often the servers are started."),
-    ):
-        command = option(command)
-    return command
+def effort_options(usual: Effort) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds the options of how much is measured; `usual` are their defaults."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for name, default, text in (
+            ("--requests", usual.requests, "Requests of a block."),
+            ("--rounds", usual.rounds, "Rounds of blocks in each start."),
+            ("--starts", usual.starts, "How often the servers are started."),
+        ):
+            command = click.option(name, default=default, show_default=True, help=text)(command)
+        return command
+
+    return add
 
 
 @click.command()
-@effort_options
+@effort_options(Effort(starts=8, rounds=30, requests=200))
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(starts: int, rounds: int, requests: int, as_json: bool) -> None:
     """Measure the CPU that reqpath adds to a request, beside OpenTelemetry's."""

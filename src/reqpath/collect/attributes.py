@@ -10,6 +10,7 @@ conventions stand here, reqpath's own in `conventions`::
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
@@ -36,14 +37,20 @@ _RETURNING: Final = frozenset(("SELECT", "SHOW", "WITH", "DESCRIBE", "DESC", "EX
 _CLIENT_CLOSED: Final = 499
 
 
-def describe_method(method: str) -> Attributes:
+#: How many texts of each kind are remembered, of which there are few; what is made of them is not to change.
+_REMEMBERED: Final = 1_024
+
+
+@lru_cache(_REMEMBERED)
+def describe_method(method: str) -> Mapping[str, Any]:
     """Describe the method; one that HTTP has not may have been made up by the client."""
     if method in METHODS:
         return {"http.request.method": method}
     return {"http.request.method": "_OTHER", "http.request.method_original": method}
 
 
-def _describe_host(host: str | None) -> Attributes:
+@lru_cache(_REMEMBERED)
+def _describe_host(host: str | None) -> Mapping[str, Any]:
     """Split a Host header; one that is not name and port is kept whole."""
     if host is None:
         return {}
@@ -53,7 +60,8 @@ def _describe_host(host: str | None) -> Attributes:
     return {"server.address": host}
 
 
-def _describe_protocol(protocol: str | None) -> Attributes:
+@lru_cache(_REMEMBERED)
+def _describe_protocol(protocol: str | None) -> Mapping[str, Any]:
     if protocol is None:
         return {}
     match = _PROTOCOL.fullmatch(protocol)
@@ -84,7 +92,7 @@ def describe_timing(timing: Timing) -> Attributes:
     return facts
 
 
-def describe_line(nginx: NginxRecord, start_ns: int, shift_ns: int, method: Attributes) -> Attributes:
+def describe_line(nginx: NginxRecord, start_ns: int, shift_ns: int, method: Mapping[str, Any]) -> Attributes:
     """Describe nginx's line; its stamps are ns after `start_ns`, once they are moved back by `shift_ns`."""
     attributes: Attributes = {
         names.ROLE: names.NGINX,
@@ -108,7 +116,7 @@ def describe_line(nginx: NginxRecord, start_ns: int, shift_ns: int, method: Attr
     return attributes
 
 
-def describe_attempt(attempt: Attempt, number: int, method: Attributes) -> Attributes:
+def describe_attempt(attempt: Attempt, number: int, method: Mapping[str, Any]) -> Attributes:
     """Describe an upstream attempt, the first of which has the number 0."""
     attributes: Attributes = {
         names.ROLE: names.ATTEMPT,
@@ -137,7 +145,7 @@ def describe_attempt(attempt: Attempt, number: int, method: Attributes) -> Attri
 def describe_worker(
     worker: WorkerRecord,
     shift_ns: int,
-    method: Attributes,
+    method: Mapping[str, Any],
     facts: Attributes | None,
     late_ns: int,
     *,

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
-from reqpath.collect.spans import PathSpan
+from reqpath.collect.spans import UNSET, PathSpan
 
 # A field's tag is its number and its wire type, in one byte below field 16: 0 varint, 1 eight bytes, 2 a
 # length and as many bytes, 5 four bytes.
@@ -140,7 +140,8 @@ class RequestEncoder:
             parts += [_delimit(_SPAN_EVENT, _encode_event(event)) for event in span.events]
         if span.links:
             parts += [_delimit(_SPAN_LINK, _encode_link(link)) for link in span.links]
-        parts += (_encode_status(span.status), flags)
+        status = span.status
+        parts += (_NO_STATUS if status is UNSET else _encode_status(status), flags)
         return _delimit(_FIELD_2, b"".join(parts))
 
     def _add_attributes(self, attributes: Mapping[str, Any], parts: list[bytes]) -> None:
@@ -154,7 +155,11 @@ class RequestEncoder:
                 except KeyError:
                     append(self._remember(key, value))
             elif kind is int:
-                number = _varint(value & _MASK)
+                # Most are times below a quarter of a second, and the call costs as much as what it does.
+                if _MANY <= value < _MANY * _MANY:
+                    number = _EARLIER[value & _MANY - 1] + _LAST[value >> 14]
+                else:
+                    number = _varint(value & _MASK)
                 try:
                     append(heads[len(number)][key])
                 except KeyError:

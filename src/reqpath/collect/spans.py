@@ -49,7 +49,7 @@ from reqpath.tiers import INDEX, Timing
 
 _SCOPE: Final = InstrumentationScope(names.SCOPE, reqpath.__version__)
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_UNSET: Final = Status(StatusCode.UNSET)
+UNSET: Final = Status(StatusCode.UNSET)
 _ERROR: Final = Status(StatusCode.ERROR)
 _OK: Final = Status(StatusCode.OK)
 _MASK: Final = (1 << 64) - 1
@@ -173,7 +173,7 @@ class _Builder:
             start_ns=start_ns,
             end_ns=end_ns,
             kind=SpanKind.SERVER,
-            status=_ERROR if nginx.status is not None and nginx.status >= 500 else _UNSET,
+            status=_ERROR if nginx.status is not None and nginx.status >= 500 else UNSET,
             events=events,
         )
         links = tuple(Link(self._context(earlier.span_id), {names.RETRIED: True}) for earlier in path.retried)
@@ -190,7 +190,7 @@ class _Builder:
                 start_ns=begin_ns,
                 end_ns=until_ns,
                 kind=SpanKind.CLIENT,
-                status=_UNSET if attempt.status is not None and attempt.status < 400 else _ERROR,
+                status=UNSET if attempt.status is not None and attempt.status < 400 else _ERROR,
             )
             for each in workers:
                 if each is worker:
@@ -268,7 +268,7 @@ class _Builder:
                 start_ns=first_ns,
                 end_ns=end_ns,
                 kind=SpanKind.SERVER,
-                status=_ERROR if failed else _UNSET,
+                status=_ERROR if failed else UNSET,
             )
             parsed_ns = worker.parsed_ns
             if parsed_ns is not None and (facts is None or segments[_GIL] is not None):
@@ -389,7 +389,7 @@ class _Builder:
                 start_ns=start_ns,
                 end_ns=end_ns,
                 kind=SpanKind.SERVER,
-                status=_UNSET if operation.error is None else _ERROR,
+                status=UNSET if operation.error is None else _ERROR,
             )
             return
         context = self._add(
@@ -401,7 +401,7 @@ class _Builder:
             start_ns=start_ns,
             end_ns=end_ns,
             kind=SpanKind.CLIENT,
-            status=_UNSET if operation.error is None else _ERROR,
+            status=UNSET if operation.error is None else _ERROR,
         )
         if operation.first_byte_ns is not None:
             self._add(
@@ -437,7 +437,7 @@ class _Builder:
         start_ns: int,
         end_ns: int,
         kind: SpanKind = SpanKind.INTERNAL,
-        status: Status = _UNSET,
+        status: Status = UNSET,
         events: Sequence[Event] = (),
         links: Sequence[Link] = (),
     ) -> SpanContext:
@@ -557,7 +557,7 @@ def _judge(worker: WorkerRecord) -> Status:
         return _OK if code == "OK" else Status(StatusCode.ERROR, description)
     if worker.exception is not None:
         return Status(StatusCode.ERROR, f"{worker.exception[0]}: {worker.exception[1]}")
-    return _ERROR if worker.status is not None and worker.status >= 500 else _UNSET
+    return _ERROR if worker.status is not None and worker.status >= 500 else UNSET
 
 
 def _build_events(worker: WorkerRecord, end_ns: int) -> tuple[Event, ...]:
