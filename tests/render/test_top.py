@@ -282,6 +282,16 @@ def test_hostile_text_is_shown_as_text() -> None:
     run(Feed([path]), script)
 
 
+def test_a_timer_that_outlives_the_screen_draws_nothing() -> None:
+    async def script(pilot: Pilot[None]) -> None:
+        await see(pilot, "most in")
+        await pilot.app.screen.query("*").remove()
+        assert isinstance(pilot.app, Top)
+        pilot.app._refresh_figures()
+
+    run(Feed(make_shop_paths(50)), script)
+
+
 def test_a_long_backlog_does_not_keep_keys_from_being_answered() -> None:
     paths = make_shop_paths(1_000)
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.geometry import Region, Size
 from textual.screen import Screen
 from textual.strip import Strip
@@ -303,21 +304,25 @@ class Top(App[None]):
         figures = self._figures
         if figures is None or len(self.screen_stack) > 1:
             return
+        try:
+            workers, requests, routes = (self._rows(name) for name in ("workers", "requests", "routes"))
+            message, head = self.query_one("#message", Static), self.query_one("#head", Lines)
+        except NoMatches:
+            # At the end the timers outlive what they draw.
+            return
         width = self.size.width
         empty = figures.newest_ns is None
-        workers, requests, routes = (self._rows(name) for name in ("workers", "requests", "routes"))
-        message = self.query_one("#message", Static)
         if message.display != empty:
             message.display, workers.display = empty, not empty
         if empty:
             waiting = (
                 f"waiting for requests in {self._place}" if self._caught_up else f"reading {self._place}"
             )
-            self._head.show([Text(clean(waiting, 500), style="bold")])
+            head.show([Text(clean(waiting, 500), style="bold")])
             message.update(Text(clean(self._advice, 1_000), style=_DIM))
             return
         lost = self._lost() - self._lost_before if self._caught_up else 0
-        self._head.show(
+        head.show(
             [
                 build_head(figures, width, paused=self._paused, lost=lost),
                 build_bar(figures.parts, width, colour=self._colour),
@@ -335,10 +340,6 @@ class Top(App[None]):
         if moved and chosen in self._shown:
             # The cursor stays with its request, but at the top it stays at the top.
             requests.move_to(self._shown.index(chosen))
-
-    @property
-    def _head(self) -> Lines:
-        return self.query_one("#head", Lines)
 
 
 class Waterfall(Screen[None]):
