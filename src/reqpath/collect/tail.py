@@ -266,8 +266,7 @@ class Tail:
 
     def _judge(self, paths: list[RequestPath]) -> None:
         decide, correct, observe = self.keeper.decide, self.clocks.correct, self._observe
-        # Whatever is judged waits no more.
-        forget = self._waiting.pop
+        close = self._close
         pending = len(self._pending)
         self.joined += len(paths)
         for original in paths:
@@ -275,15 +274,19 @@ class Tail:
             reason = decide(path)
             if observe is not None:
                 observe(path, kept=reason is not None)
-            worker = None if original.head is None else forget(id(original.head))[1]
-            nginx = None if original.nginx is None else forget(id(original.nginx))[1]
-            retried = [forget(id(head))[1] for head in original.retried_heads]
+            worker = None if original.head is None else close(original.head)
+            nginx = None if original.nginx is None else close(original.nginx)
+            retried = list(map(close, original.retried_heads))
             if reason is not None:
                 places = KeptPath(reason, worker, nginx, retried, offset)
                 self._pending.append(Kept(path, reason, offset, places))
         # The exporting thread waits for a first path, then for many; waking it for each costs both threads.
         if pending == 0 < len(self._pending) or pending < _LINGER_PATHS <= len(self._pending):
             self._changed.notify_all()
+
+    def _close(self, record: AnyRecord) -> Place:
+        """Return the place of a record that waits no more, and forget it."""
+        return self._waiting.pop(id(record))[1]
 
     def _save(self) -> None:
         waiting: dict[tuple[str, int], list[int]] = {}
