@@ -11,10 +11,10 @@ blocks are short, a tenth of one, and many: a change then meets all variants ali
 while it is measured: waking a virtual one that has halted takes its waker long, and it halts when it is left
 alone for long enough, so a little more time between two queries seemed to cost as much as a wake-up.
 
-Two equal deployments differ by some 5 µs a request, however long they are measured: where a process's memory
-lies is chosen when it starts. So all servers but the database are started anew several times; a figure is the
-mean over the starts, and an interval tells how far it would be from that of other starts. The collector's CPU
-is shown apart::
+Two equal deployments differ by ten µs a request and more, however long they are measured: where a process's
+memory lies is chosen when it starts. So all servers but the database are started anew several times; a figure
+is the mean over the starts, and an interval tells how far it would be from that of other starts. The
+collector's CPU is shown apart::
 
     python benchmarks/overhead.py [--starts 8] [--rounds 30] [--requests 200] [--json]
 """
