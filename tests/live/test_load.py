@@ -60,8 +60,8 @@ def test_each_request_joins_its_path_and_its_client_waited_longer_than_nginx(
         assert found.worker is not None
         assert (found.worker.path, found.timing.missing) == (path, ())
         beyond_ns.append(row.latency_ns - row.lag_ns - found.timing.total_ns)
-    # What is left are the ways there and back, and where a processor was busy, waits of the client's or of nginx's
-    # before its last stamp: not in each of the requests.
+    # What is left are the ways there and back, and where a processor was busy, waits of the client's or of
+    # nginx's before its last stamp: not in each of the requests.
     assert min(map(abs, beyond_ns)) < 1_000_000
 
 

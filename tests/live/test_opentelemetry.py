@@ -27,8 +27,8 @@ MODES = {
     "lazy apps": ["--processes", "2", "--lazy-apps", "--enable-threads"],
     "threads": ["--processes", "1", "--threads", "3"],
 }
-# In ms. A thread that waits for the GIL when the master forks is given it, and is not there in the worker, which
-# waits for it for ever: uWSGI's own, with any thread and without reqpath. So it first wakes well after the fork.
+# In ms. A thread that waits for the GIL when the master forks is given it, and is not there in the worker,
+# which waits for it for ever: uWSGI's own, with any thread and without reqpath. So it first wakes well after.
 EXPORT_DELAY = {"preforking": "5000", "lazy apps": "50", "threads": "5000"}
 REQUESTS = 6
 
