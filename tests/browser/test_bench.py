@@ -128,8 +128,8 @@ def test_the_answers_lead_to_their_questions(matrix_page: str, open_page: OpenPa
     link = page.locator("#compared a").first
     link.focus()
     page.keyboard.press("Enter")
-    assert page.url.endswith("#question-0")
-    assert page.locator("#question-0").evaluate("each => each.getBoundingClientRect().top < innerHeight")
+    page.wait_for_url("**#question-0")
+    page.wait_for_function("document.getElementById('question-0').getBoundingClientRect().top < innerHeight")
 
 
 def test_each_set_ups_latencies_tiers_and_arrivals_are_those_of_the_verdict(
