@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo bench test lint unit overhead collector-speed load-check bench-check-aa bench-check-planted report-speed page-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
+.PHONY: help demo bench test lint unit overhead latency collector-speed load-check bench-check-aa bench-check-planted report-speed page-speed clean packages-demo packages-bench packages-test mysql jaeger jaeger-program
 # What a target needs is installed in the order it is listed in.
 .NOTPARALLEL:
 
@@ -21,6 +21,7 @@ help:
 	@echo 'make clean                remove the virtual environment and caches'
 	@echo
 	@echo 'make overhead             measure what reqpath costs, beside OpenTelemetry'
+	@echo 'make latency              measure how much longer a client waits'
 	@echo 'make collector-speed      measure what the collector costs, beside OpenTelemetry'
 	@echo 'make report-speed         measure a report over a million requests'
 	@echo 'make page-speed           measure the report as a page, in a browser'
@@ -52,6 +53,9 @@ unit: $(VENV)/dev.stamp
 
 overhead: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+latency: packages-bench $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/latency.py $(ARGS)
 
 collector-speed: packages-bench $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/collector.py $(ARGS)
