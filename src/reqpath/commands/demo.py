@@ -309,21 +309,23 @@ def _wait_beside(jaeger: Jaeger, talk: Console) -> None:
     """Stay until Ctrl-C beside a Jaeger that was started; one that ran already needs nobody."""
     if jaeger.process is None:
         return
-    talk.print(f"\nJaeger is up until Ctrl-C: {jaeger.url}", highlight=False, soft_wrap=True)
+    # Ctrl-C can come as soon as it is named.
     with contextlib.suppress(KeyboardInterrupt):
+        talk.print(f"\nJaeger is up until Ctrl-C: {jaeger.url}", highlight=False, soft_wrap=True)
         while True:
             jaeger.process.check_alive()
             time.sleep(0.5)
 
 
 def _wait_for_the_end(deployment: Deployment, talk: Console) -> None:
-    talk.print(
-        f"\n{deployment.url} is up until Ctrl-C, its records are in {deployment.spool},\n"
-        f"its configuration and logs in {deployment.placement.directory}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    # Ctrl-C can come as soon as it is named.
     with contextlib.suppress(KeyboardInterrupt):
+        talk.print(
+            f"\n{deployment.url} is up until Ctrl-C, its records are in {deployment.spool},\n"
+            f"its configuration and logs in {deployment.placement.directory}",
+            highlight=False,
+            soft_wrap=True,
+        )
         while True:
             deployment.check_alive()
             time.sleep(0.5)

@@ -38,10 +38,11 @@ def command(*, as_json: bool) -> None:
         stack.enter_context(exit_on_signals())
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-jaeger-"))
         jaeger = stack.enter_context(start_jaeger(directory, ports=usual_ports(), progress=_announce))
-        _describe(jaeger, as_json=as_json)
-        if jaeger.process is None:
-            return
+        # Ctrl-C can come as soon as the addresses are told.
         with contextlib.suppress(KeyboardInterrupt):
+            _describe(jaeger, as_json=as_json)
+            if jaeger.process is None:
+                return
             while True:
                 jaeger.process.check_alive()
                 time.sleep(0.5)
