@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reqpath.commands.shared import ANY_PATH, check_extra, name_program, show_start
+from reqpath.commands.shared import ANY_PATH, check_extra, name_program, show_start, stay_until_ctrl_c
 from reqpath.errors import ConfigurationError
 from reqpath.spool import prepare_spool
 
@@ -309,23 +309,13 @@ def _wait_beside(jaeger: Jaeger, talk: Console) -> None:
     """Stay until Ctrl-C beside a Jaeger that was started; one that ran already needs nobody."""
     if jaeger.process is None:
         return
-    # Ctrl-C can come as soon as it is named.
-    with contextlib.suppress(KeyboardInterrupt):
-        talk.print(f"\nJaeger is up until Ctrl-C: {jaeger.url}", highlight=False, soft_wrap=True)
-        while True:
-            jaeger.process.check_alive()
-            time.sleep(0.5)
+    text = f"\nJaeger is up until Ctrl-C: {jaeger.url}"
+    stay_until_ctrl_c(lambda: talk.print(text, highlight=False, soft_wrap=True), jaeger.process.check_alive)
 
 
 def _wait_for_the_end(deployment: Deployment, talk: Console) -> None:
-    # Ctrl-C can come as soon as it is named.
-    with contextlib.suppress(KeyboardInterrupt):
-        talk.print(
-            f"\n{deployment.url} is up until Ctrl-C, its records are in {deployment.spool},\n"
-            f"its configuration and logs in {deployment.placement.directory}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        while True:
-            deployment.check_alive()
-            time.sleep(0.5)
+    text = (
+        f"\n{deployment.url} is up until Ctrl-C, its records are in {deployment.spool},\n"
+        f"its configuration and logs in {deployment.placement.directory}"
+    )
+    stay_until_ctrl_c(lambda: talk.print(text, highlight=False, soft_wrap=True), deployment.check_alive)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-import time
+from functools import partial
 
 import click
 
+from reqpath.commands.shared import stay_until_ctrl_c
 from reqpath.servers.jaeger import JAEGER_VARIABLE, Jaeger, start_jaeger, usual_ports
 from reqpath.servers.process import exit_on_signals
 
@@ -38,14 +39,11 @@ def command(*, as_json: bool) -> None:
         stack.enter_context(exit_on_signals())
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="reqpath-jaeger-"))
         jaeger = stack.enter_context(start_jaeger(directory, ports=usual_ports(), progress=_announce))
-        # Ctrl-C can come as soon as the addresses are told.
-        with contextlib.suppress(KeyboardInterrupt):
-            _describe(jaeger, as_json=as_json)
-            if jaeger.process is None:
-                return
-            while True:
-                jaeger.process.check_alive()
-                time.sleep(0.5)
+        describe = partial(_describe, jaeger, as_json=as_json)
+        if jaeger.process is None:
+            describe()
+        else:
+            stay_until_ctrl_c(describe, jaeger.process.check_alive)
 
 
 def _announce(what: str) -> None:

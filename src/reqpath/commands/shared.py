@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: A path as an argument. What is wrong with it is told by who reads it, with what to do about it.
 ANY_PATH: Final = click.Path(readable=False)
+#: Between two looks at servers that are up.
+_ALIVE_S: Final = 0.5
 
 
 def check_extra(extra: str, modules: Sequence[str]) -> None:
@@ -64,3 +67,15 @@ def show_start(talk: Console) -> Iterator[Callable[[str], None]]:
         return
     with talk.status("starting") as status:
         yield lambda what: status.update(f"starting {what}")
+
+
+def stay_until_ctrl_c(tell: Callable[[], None], check_alive: Callable[[], None]) -> None:
+    """Tell what is up and stay until Ctrl-C, which can come as soon as it is told.
+
+    Raises: ServerError when it ends by itself, which is `check_alive`'s to say.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        tell()
+        while True:
+            check_alive()
+            time.sleep(_ALIVE_S)
