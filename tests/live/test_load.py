@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import statistics
 from collections.abc import Iterator
 
 import pytest
@@ -60,8 +61,9 @@ def test_each_request_joins_its_path_and_its_client_waited_longer_than_nginx(
         assert found.worker is not None
         assert (found.worker.path, found.timing.missing) == (path, ())
         beyond_ns.append(row.latency_ns - row.lag_ns - found.timing.total_ns)
-    # What is left are the ways there and back, and where a processor was busy, waits of the client's or of
-    # nginx's before its last stamp: not in each of the requests.
+    # What is left are the ways there and back. nginx's last stamp can be later than the client's reading.
+    assert statistics.median(beyond_ns) > -1_000_000
+    # Where a processor was busy the client waited for one as well: not in each of the requests.
     assert min(map(abs, beyond_ns)) < 1_000_000
 
 
