@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ from typing import Any
 
 import click
 import numpy as np
+from load import read_outcome
 from overhead import SETTLE_S, estimate, judge
 from rich.console import Console
 from rich.progress import Progress
@@ -70,12 +72,11 @@ def summarise_block(outcome: Outcome) -> tuple[tuple[float, ...], int]:
 
     Raises: click.ClickException when none was.
     """
-    rows = zip(outcome.latencies_ns, outcome.status_codes, strict=True)
-    good_us = np.array([latency_ns / 1e3 for latency_ns, status in rows if 200 <= status < 400])
-    if not len(good_us):
+    good_us, _ = read_outcome(outcome)
+    if not good_us:
         raise click.ClickException("a block's requests all failed; try again with a lower --load")
     p50_us, p99_us = np.percentile(good_us, (50, 99))
-    return (float(good_us.mean()), float(p50_us), float(p99_us)), len(outcome.status_codes) - len(good_us)
+    return (statistics.fmean(good_us), float(p50_us), float(p99_us)), len(outcome.status_codes) - len(good_us)
 
 
 class Measurement:
@@ -132,7 +133,7 @@ class Measurement:
         return outcome
 
     def summarise(self, starts: int) -> dict[str, Any]:
-        """Return the rate, and for each of `FIGURES` µs with nothing, what is added to it, and the ratio."""
+        """Return the rate, and for each of `FIGURES` µs where it is off, what is added, and the ratio."""
         off, on = (np.array(self.blocks[variant]).reshape(starts, -1, len(FIGURES)) for variant in VARIANTS)
         return {
             "requests_per_s": self.rate,

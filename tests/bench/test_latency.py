@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from array import array
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ TRAFFIC = Traffic(("127.0.0.1", 1), "/", 100.0, 1.0, 1)
 @pytest.fixture
 def latency(monkeypatch: pytest.MonkeyPatch) -> Any:
     # Programs, in no package: each imports the others by name.
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module("latency")
 
 

@@ -27,9 +27,6 @@ MODES = {
     "lazy apps": ["--processes", "2", "--lazy-apps", "--enable-threads"],
     "threads": ["--processes", "1", "--threads", "3"],
 }
-# In ms. A thread that waits for the GIL when the master forks is given it, and is not there in the worker,
-# which waits for it for ever: uWSGI's own, with any thread and without reqpath. So it first wakes well after.
-EXPORT_DELAY = {"preforking": "5000", "lazy apps": "50", "threads": "5000"}
 REQUESTS = 6
 
 ReadRecords = Callable[[str], list[Record]]
@@ -44,12 +41,16 @@ def test_the_command_brings_both_and_there_is_one_span_of_flask(
     if not command.exists():
         pytest.skip(f"no {command}: pip install opentelemetry-distro")
     port, log = find_free_port(), tmp_path / "uwsgi.log"
+    # In ms. A thread that waits for the GIL when the master forks is given it, and is not there in the
+    # worker, which waits for it for ever: uWSGI's own, with any thread and without reqpath. So it wakes well
+    # after that.
+    export_delay = "50" if "--lazy-apps" in MODES[mode] else "5000"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | {
         "REQPATH_SPOOL": spool,
         "OTEL_TRACES_EXPORTER": "console",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
-        "OTEL_BSP_SCHEDULE_DELAY": EXPORT_DELAY[mode],
+        "OTEL_BSP_SCHEDULE_DELAY": export_delay,
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "" if instrumented else "flask",
         "PATH": f"{command.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": str(Path(__file__).parent),
